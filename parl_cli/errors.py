@@ -1,0 +1,44 @@
+"""The errors a user meets, and the exit code each one ends with.
+
+A `ConfigError` is the user's to mend: one line with the value, the rule and the way out, exit code 2, no
+traceback. A `ParlError` is something that broke while running (an environment raised, a worker died): its text
+names the role, the index and the cause; exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ParlError(Exception):
+    """Something broke during a run; the message names who, which one and why."""
+
+    exit_code = 1
+
+
+class ConfigError(ParlError):
+    """Bad input: the message is one line with the value, the rule and the way out."""
+
+    exit_code = 2
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that is missing, damaged, made for something else, or not to be trusted."""
+
+
+class EnvError(ParlError):
+    """An environment raised, or broke its contract; names env index, seed, step and action."""
+
+
+class WorkerError(ParlError):
+    """A worker process died, hung or could not start; names its index and the cause."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A `did you mean …?` sentence for a mistyped name, or the list of what there is."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"choose from {', '.join(known)}" if known else "there is nothing to choose from"
