@@ -73,9 +73,7 @@ def parse(cls: type[T], values: Any, key: str = "") -> T:
             parsed[name] = _convert(hints[name], values[name], path)
             _check_range(parsed[name], field.metadata, path)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(
-                f"missing key {_join(key, name)}: {field.metadata.get('doc', 'it has no default')}"
-            )
+            raise ConfigError(f"missing key {_join(key, name)}: {field.metadata.get('doc', 'it has no default')}")
     return cls(**parsed)
 
 
@@ -175,9 +173,7 @@ def parse_train(values: Mapping[str, Any]) -> TrainConfig:
 def parse_component(kind: str, values: Any) -> Any:
     """Parse one component's mapping by the `Config` of the class its `name` is registered to."""
     if not isinstance(values, Mapping) or "name" not in values:
-        raise ConfigError(
-            f"{kind}={_show(values)}: must be a group with a name; {suggest('', registry.names(kind))}"
-        )
+        raise ConfigError(f"{kind}={_show(values)}: must be a group with a name; {suggest('', registry.names(kind))}")
     return parse(registry.load(kind, str(values["name"])).Config, values, kind)
 
 

@@ -64,9 +64,7 @@ def register(kind: str, name: str, target: str) -> None:
         raise ConfigError(f"cannot register {kind}={name}: unknown kind; {suggest(kind, _TARGETS)}")
     if _TARGETS[kind].get(name, target) != target:
         taken_by = _TARGETS[kind][name]
-        raise ConfigError(
-            f"cannot register {kind}={name}: the name is taken by {taken_by}; choose another name"
-        )
+        raise ConfigError(f"cannot register {kind}={name}: the name is taken by {taken_by}; choose another name")
     _TARGETS[kind][name] = target
 
 

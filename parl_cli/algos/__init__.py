@@ -1,0 +1,1 @@
+"""One file per algorithm: the file reads as the paper's pseudo-code."""

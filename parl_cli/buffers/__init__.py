@@ -1,0 +1,1 @@
+"""Rollout slots and minibatches."""

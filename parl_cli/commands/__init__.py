@@ -1,0 +1,1 @@
+"""The sub-commands of `parl`, one file each."""

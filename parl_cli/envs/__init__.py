@@ -1,0 +1,1 @@
+"""Adapters, wrappers and probe environments."""

@@ -1,0 +1,1 @@
+"""The one loop, the learner, checkpoints, evaluation, run folders."""

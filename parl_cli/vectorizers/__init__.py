@@ -1,0 +1,1 @@
+"""How one actor steps its environments."""
