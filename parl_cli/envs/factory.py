@@ -1,0 +1,69 @@
+"""What a run makes of its env config: picklable factories, the env's spec, and the seeds of its episodes."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from parl_cli import registry
+from parl_cli.config import EnvConfig
+from parl_cli.envs.wrappers import num_agents
+from parl_cli.types import EnvSpec
+
+TRAIN_ROLE = 0
+EVAL_ROLE = 1
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Makes one environment when called: what vectorizers receive. Picklable, for workers started by spawn.
+
+    Args:
+        config: the environment.
+        render_mode: None, `human` or `rgb_array`.
+        plugins: modules to import first, where they are not imported yet: a new process knows no registrations.
+    """
+
+    config: EnvConfig
+    render_mode: str | None = None
+    plugins: tuple[str, ...] = ()
+
+    def __call__(self) -> gym.Env[Any, Any]:
+        """Build it; ConfigError if the config does not fit."""
+        for module in self.plugins:
+            importlib.import_module(module)
+        return registry.load("adapter", self.config.adapter)(self.config, self.render_mode)
+
+
+def env_spec(config: EnvConfig) -> EnvSpec:
+    """Build the env once and read what training must know; raises ConfigError if it cannot be built."""
+    env = EnvFactory(config)()
+    try:
+        return EnvSpec(config.id or config.name, env.observation_space, env.action_space, num_agents(env))
+    finally:
+        env.close()
+
+
+@dataclass(frozen=True)
+class EpisodeSeeds:
+    """The reset seed of every episode: a pure function of (run seed, role, env id, episode number).
+
+    Nothing depends on which worker steps an env or on how many there are. A seed has 32 bits, because that is what
+    every env accepts: among a million episodes about a hundred pairs share one, which does no harm.
+
+    Args:
+        run_seed: the seed of the run, not negative.
+        role: TRAIN_ROLE or EVAL_ROLE, so that evaluation never sees a training episode's seed on purpose.
+    """
+
+    run_seed: int
+    role: int = TRAIN_ROLE
+
+    def __call__(self, env_id: int, episode: int) -> int:
+        """The seed in [0, 2**32) with which `env_id` begins its episode number `episode`, counted from 0."""
+        sequence = np.random.SeedSequence(self.run_seed, spawn_key=(self.role, env_id, episode))
+        return int(sequence.generate_state(1, np.uint32)[0])

@@ -1,0 +1,172 @@
+"""The Gymnasium adapter: from an `EnvConfig` to an env that is ready for the hot path.
+
+PassiveEnvChecker and OrderEnforcing are left out: they cost more than a CartPole step, and the vectorizers keep the
+order anyway. All that can be wrong with a config is found here, as one line with the way out.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec, get_env_id, load_env_creator, parse_env_id
+
+from parl_cli import registry
+from parl_cli.config import EnvConfig, parse
+from parl_cli.envs import toy  # noqa: F401  (registers the parl/ ids)
+from parl_cli.envs.raw_return import RawReturn, ReportRawReturn
+from parl_cli.envs.wrappers import TimeLimit
+from parl_cli.errors import ConfigError, suggest
+
+_EXTRAS = {"box2d": "Box2D", "mujoco": "MuJoCo"}
+_PACKAGES = {"ALE/": ("ale-py", "ale_py"), "MiniGrid-": ("minigrid", "minigrid"), "BabyAI-": ("minigrid", "minigrid")}
+
+
+def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
+    """Build the env of `config` with its time limit and wrappers.
+
+    The time limit counts the env's own steps, below every wrapper. Where a wrapper changes rewards or repeats steps,
+    the last step of an episode carries `info["episode"] = {"r": raw return, "l": raw length}`.
+
+    Raises:
+        ConfigError: unknown id, wrong arguments, a missing dependency, a wrapper that does not fit.
+    """
+    spec = _find_spec(config)
+    limit = config.max_episode_steps or spec.max_episode_steps
+    inside = bool(spec.additional_wrappers)  # wrappers of the registration count their steps above the limit
+    try:
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        _check_kwargs(config, creator)
+        _check_render_mode(config, creator, render_mode)
+        arguments = dict(config.kwargs) if render_mode is None else {**config.kwargs, "render_mode": render_mode}
+        env = gym.make(spec, max_episode_steps=limit if inside and limit else -1, **arguments)
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _missing_dependency(config, spec, error) from error
+    except (TypeError, ValueError, AssertionError, KeyError, OSError) as error:
+        if not config.kwargs and "argument" not in str(error):
+            raise  # not the user's doing: a bug in the env
+        cause = error.__cause__ or error  # gym.make wraps a TypeError in a longer one
+        raise ConfigError(f"env.kwargs={config.kwargs}: {spec.id} refuses them: {_one_line(cause)}") from error
+    if limit and not inside:
+        env = TimeLimit(env, TimeLimit.Config(limit))
+    return _wrap(env, config.wrappers)
+
+
+def is_import_id(env_id: str | None) -> bool:
+    """Whether an id has the form `module:Env-v0`, which imports a module: for the command line, never for files."""
+    return env_id is not None and ":" in env_id
+
+
+def _find_spec(config: EnvConfig) -> EnvSpec:
+    """A copy of the registered spec without OrderEnforcing and PassiveEnvChecker."""
+    if config.id is None:
+        raise ConfigError(f"env.id=null: env={config.name} needs a Gymnasium id; add for example env.id=CartPole-v1")
+    if is_import_id(config.id):
+        _import_module(config)
+    name = config.id.rpartition(":")[2]
+    if name not in gym.registry:
+        raise ConfigError(f"env.id={config.id}: {_other_ids(name)}")
+    spec = copy.deepcopy(gym.registry[name])
+    spec.order_enforce, spec.disable_env_checker = False, True
+    return spec
+
+
+def _import_module(config: EnvConfig) -> None:
+    module = str(config.id).partition(":")[0]
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise ConfigError(f"env.id={config.id}: {module!r} is not a module's name; write module:Env-v0")
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        if config.extra:
+            raise _missing_dependency(config, None, error) from error
+        raise ConfigError(
+            f"env.id={config.id}: cannot import {module} ({_one_line(error)}); "
+            "install it, or add its folder to PYTHONPATH"
+        ) from error
+
+
+def _other_ids(name: str) -> str:
+    """Why an id is unknown, and what to type instead."""
+    try:
+        namespace, bare, version = parse_env_id(name)
+    except gym.error.Error:
+        return f"not an id; they look like CartPole-v1; {suggest(name, gym.registry)}"
+    same = [s.id for s in gym.registry.values() if (s.namespace, s.name) == (namespace, bare)]
+    if same:
+        missing = "an id needs its version" if version is None else f"there is no version {version}"
+        return f"{missing} of {get_env_id(namespace, bare, None)}; choose {' or '.join(same)}"
+    for prefix, (package, module) in _PACKAGES.items():
+        if name.startswith(prefix):
+            return f'not registered; pip install {package}, then use env.id="{module}:{name}"'
+    hint = suggest(name, gym.registry)
+    if hint.startswith("did you mean"):
+        return f"no such id; {hint}"
+    return f'no such id in Gymnasium\'s registry; if a package registers it, use env.id="package:{name}"'
+
+
+def _check_kwargs(config: EnvConfig, creator: Any) -> None:
+    """Find a mistyped argument before the constructor does, to suggest the right one."""
+    try:
+        parameters = inspect.signature(creator).parameters
+    except ValueError:
+        return  # compiled classes may have no signature to read; the constructor will say
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    for name, value in config.kwargs.items():
+        if name not in parameters:
+            known = [p for p in parameters if p != "render_mode"]
+            raise ConfigError(f"env.kwargs.{name}={value}: {config.id} has no such argument; {suggest(name, known)}")
+
+
+def _check_render_mode(config: EnvConfig, creator: Any, render_mode: str | None) -> None:
+    modes = list(getattr(creator, "metadata", {}).get("render_modes") or [])
+    drawn_for_it = render_mode == "human" and "rgb_array" in modes  # Gymnasium opens a window for such envs
+    if render_mode is not None and render_mode not in modes and not drawn_for_it:
+        can = f"choose from {', '.join(modes)}" if modes else "it cannot be drawn; leave rendering and video off"
+        raise ConfigError(f"render={render_mode}: {config.id} has no such render mode; {can}")
+
+
+def _missing_dependency(config: EnvConfig, spec: EnvSpec | None, error: BaseException) -> ConfigError:
+    label = f"env={config.name}" if config.name != "gym" else f"env.id={config.id}"
+    rooms = str(spec.entry_point).split(".") if spec else []
+    extra = config.extra or next((known for known in _EXTRAS if known in rooms), None)
+    if extra:
+        return ConfigError(f'{label} needs {_EXTRAS.get(extra, extra)}: pip install "parl-cli[{extra}]"')
+    return ConfigError(f"{label} cannot be built, something is not installed: {_one_line(error)}")
+
+
+def _wrap(env: gym.Env[Any, Any], items: list[Any]) -> gym.Env[Any, Any]:
+    """Put wrappers around an env, first one innermost."""
+    wrappers = [_parse_wrapper(f"env.wrappers[{i}]", item) for i, item in enumerate(items)]
+    raw = None
+    if any(getattr(cls, "changes_return", True) for cls, _ in wrappers):  # a foreign wrapper may do anything
+        env = raw = RawReturn(env)
+    for cls, config in wrappers:
+        env = cls(env, config)
+    return env if raw is None else ReportRawReturn(env, raw)
+
+
+def _parse_wrapper(key: str, item: Any) -> tuple[Any, Any]:
+    """The class and the config of one list item."""
+    options: Any
+    if isinstance(item, str):
+        name, options = item, {}
+    elif isinstance(item, Mapping) and len(item) == 1:
+        name, options = next(iter(item.items()))
+    else:
+        raise ConfigError(
+            f"{key}={item}: must be a name or {{name: {{option: value}}}}, like {{frame_stack: {{num: 4}}}}"
+        )
+    if name not in registry.names("wrapper"):
+        raise ConfigError(f"{key}={name}: no such wrapper; {suggest(str(name), registry.names('wrapper'))}")
+    cls = registry.load("wrapper", name)
+    return cls, parse(cls.Config, {} if options is None else options, f"{key}.{name}")
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,248 @@
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from gymnasium.utils.env_checker import check_env
+
+from parl_cli.config import EnvConfig, parse
+from parl_cli.envs import toy, wrappers
+from parl_cli.envs.gymnasium_adapter import is_import_id, make_env
+from parl_cli.errors import ConfigError
+
+CONF = Path(__file__).parents[3] / "conf" / "env"
+PRESETS = sorted(path.stem for path in CONF.glob("*.yaml"))
+NEEDS = {"box2d": "Box2D", "mujoco": "mujoco"}
+
+
+def preset(name):
+    return yaml.safe_load((CONF / f"{name}.yaml").read_text())
+
+
+def layers(env):
+    """Class names from the outside in."""
+    names = [type(env).__name__]
+    while isinstance(env, gym.Wrapper):
+        env = env.env
+        names.append(type(env).__name__)
+    return names
+
+
+def error_of(**config):
+    """The one line with which a config is refused."""
+    with pytest.raises(ConfigError) as caught:
+        make_env(parse(EnvConfig, config, "env"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_named_after_its_file_documented_and_lists_every_key(name):
+    text = (CONF / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert list(preset(name)) == list(EnvConfig.__dataclass_fields__)
+    assert parse(EnvConfig, preset(name), "env").name == name
+
+
+# an env with its time limit is what is checked here; presets keep the bounds of their env, as it states them
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")
+@pytest.mark.filterwarnings("ignore:.*A Box observation space (maximum|minimum) value is (-)?infinity")
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "gym"])
+def test_preset_makes_an_env_that_keeps_the_gymnasium_contract(name):
+    config = parse(EnvConfig, preset(name), "env")
+    if config.extra is not None:
+        pytest.importorskip(NEEDS[config.extra])
+    env = make_env(config)
+    check_env(env, skip_render_check=True)
+    env.close()
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "gym" and not preset(name)["extra"]])
+def test_preset_uses_the_newest_version_of_its_env(name):
+    spec = gym.registry[preset(name)["id"]]
+    versions = [s.version for s in gym.registry.values() if (s.namespace, s.name) == (spec.namespace, spec.name)]
+    assert spec.version == max(versions)
+
+
+def test_a_plain_env_has_nothing_on_its_hot_path_but_the_time_limit():
+    assert layers(make_env(EnvConfig(id="CartPole-v1"))) == ["TimeLimit", "CartPoleEnv"]
+    assert layers(make_env(EnvConfig(id="parl/Counting-v0"))) == ["CountingEnv"]
+
+
+def test_the_registered_spec_is_left_as_it_was():
+    make_env(EnvConfig(id="CartPole-v1"))
+    assert "OrderEnforcing" in layers(gym.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(None, 200), (5, 5), (300, 300)])
+def test_max_episode_steps_overrides_the_time_limit_of_the_env(limit, steps):
+    env = make_env(EnvConfig(id="Pendulum-v1", max_episode_steps=limit))
+    env.reset(seed=0)
+    ends = [env.step(np.zeros(1, np.float32))[3] for _ in range(steps)]
+    assert ends == [False] * (steps - 1) + [True]
+
+
+def test_registered_wrappers_stay_above_the_time_limit():
+    extra = gym.envs.registration.WrapperSpec("Repeat", f"{__name__}:repeat_twice", {})
+    gym.register("parl/Wrapped-v0", toy.CountingEnv, max_episode_steps=2, additional_wrappers=(extra,))
+    try:
+        sys.modules.setdefault(__name__, sys.modules[repeat_twice.__module__])
+        env = make_env(EnvConfig(id="parl/Wrapped-v0"))
+        env.reset(seed=0)
+        assert env.step(0)[3]  # two steps of the env, one of the wrapper
+    finally:
+        del gym.registry["parl/Wrapped-v0"]
+
+
+def repeat_twice(env):
+    return wrappers.ActionRepeat(env, wrappers.ActionRepeat.Config(2))
+
+
+def test_kwargs_reach_the_constructor():
+    assert make_env(EnvConfig(id="Pendulum-v1", kwargs={"g": 3.7})).unwrapped.g == 3.7
+
+
+def test_render_mode_reaches_the_constructor():
+    assert make_env(EnvConfig(id="CartPole-v1"), "rgb_array").render_mode == "rgb_array"
+
+
+def test_wrappers_are_put_around_in_order_first_one_innermost():
+    config = EnvConfig(id="CartPole-v1", wrappers=["action_repeat", {"frame_stack": {"num": 2}}, {"flatten_obs": None}])
+    env = make_env(config)
+    inside = ["RawReturn", "TimeLimit", "CartPoleEnv"]
+    assert layers(env) == ["ReportRawReturn", "FlattenObs", "FrameStack", "ActionRepeat", *inside]
+    assert env.observation_space.shape == (8,)
+
+
+def test_only_wrappers_that_change_returns_bring_the_recorder():
+    assert "RawReturn" not in layers(make_env(EnvConfig(id="CartPole-v1", wrappers=["flatten_obs", "frame_stack"])))
+    assert "RawReturn" in layers(make_env(EnvConfig(id="CartPole-v1", wrappers=["reward_clip"])))
+
+
+def test_raw_return_is_reported_under_a_reward_wrapper():
+    env = make_env(EnvConfig(id="CartPole-v1", wrappers=[{"reward_scale": {"scale": 0.1}}], max_episode_steps=4))
+    env.reset(seed=0)
+    infos = [env.step(t % 2)[4] for t in range(4)]
+    assert infos == [{}, {}, {}, {"episode": {"r": 4.0, "l": 4}}]
+
+
+def test_import_ids_are_recognised():
+    assert is_import_id("module:Env-v0")
+    assert not is_import_id("ALE/Pong-v5")
+    assert not is_import_id(None)
+
+
+def test_import_id_imports_its_module(tmp_path, monkeypatch):
+    (tmp_path / "parl_test_envs.py").write_text(
+        "import gymnasium\ngymnasium.register('Mine-v0', 'parl_cli.envs.toy:CountingEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert isinstance(make_env(EnvConfig(id="parl_test_envs:Mine-v0")).unwrapped, toy.CountingEnv)
+        assert (
+            error_of(id="parl_test_envs:Mind-v0") == "env.id=parl_test_envs:Mind-v0: no such id; did you mean Mine-v0?"
+        )
+    finally:
+        gym.registry.pop("Mine-v0", None)
+        sys.modules.pop("parl_test_envs", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "parts"),
+    [
+        ({}, ["env.id=null", "env=gym needs a Gymnasium id", "env.id=CartPole-v1"]),
+        ({"id": "CartPoel-v1"}, ["env.id=CartPoel-v1", "no such id", "did you mean", "CartPole-v1"]),
+        ({"id": "CartPole-v9"}, ["env.id=CartPole-v9", "there is no version 9 of CartPole", "CartPole-v1"]),
+        ({"id": "CartPole"}, ["env.id=CartPole:", "an id needs its version", "choose CartPole-v0 or CartPole-v1"]),
+        ({"id": "cart pole"}, ["env.id=cart pole", "not an id; they look like CartPole-v1"]),
+        ({"id": "Zzzzzzz-v0"}, ["env.id=Zzzzzzz-v0", "if a package registers it", 'env.id="package:Zzzzzzz-v0"']),
+        ({"id": "ALE/Pong-v5"}, ["env.id=ALE/Pong-v5", "pip install ale-py", 'env.id="ale_py:ALE/Pong-v5"']),
+        ({"id": "no_such_module:Env-v0"}, ["cannot import no_such_module", "install it, or add its folder to PYTHONP"]),
+        ({"id": ":Env-v0"}, ["env.id=:Env-v0", "module:Env-v0"]),
+        ({"id": "..x:Env-v0"}, ["env.id=..x:Env-v0", "module:Env-v0"]),
+        ({"id": "Pendulum-v1", "kwargs": {"gg": 1}}, ["env.kwargs.gg=1", "Pendulum-v1 has no such argument", "g"]),
+        ({"id": "parl/Identity-v0", "kwargs": {"spaze": "box"}}, ["env.kwargs.spaze=box", "did you mean space"]),
+        ({"id": "parl/Identity-v0", "kwargs": {"space": "bax"}}, ["env.kwargs={'space': 'bax'}", "choose from discre"]),
+        (
+            {"id": "CartPole-v1", "wrappers": ["frame_stak"]},
+            ["env.wrappers[0]=frame_stak", "did you mean frame_stack?"],
+        ),
+        (
+            {"id": "CartPole-v1", "wrappers": ["flatten_obs", {"frame_stack": {"nun": 4}}]},
+            ["unknown key env.wrappers[1].frame_stack.nun", "did you mean num?"],
+        ),
+        (
+            {"id": "CartPole-v1", "wrappers": [{"frame_stack": {"num": "four"}}]},
+            ["env.wrappers[0].frame_stack.num=four", "must be a whole number"],
+        ),
+        ({"id": "CartPole-v1", "wrappers": [{"frame_stack": 4}]}, ["env.wrappers[0].frame_stack=4", "group of keys"]),
+        ({"id": "CartPole-v1", "wrappers": [4]}, ["env.wrappers[0]=4", "{name: {option: value}}"]),
+        (
+            {"id": "CartPole-v1", "wrappers": [{"frame_stack": {}, "flatten_obs": {}}]},
+            ["env.wrappers[0]=", "{name: {option: value}}"],
+        ),
+        ({"id": "CartPole-v1", "wrappers": ["action_clip"]}, ["action_clip needs a Box action space", "remove it"]),
+    ],
+)
+def test_bad_config_is_one_line_with_value_rule_and_way_out(config, parts):
+    message = error_of(**config)
+    assert [part for part in parts if part not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("env_id", "mode", "parts"),
+    [
+        ("CartPole-v1", "ascii", ["render=ascii", "CartPole-v1", "choose from human, rgb_array"]),
+        ("parl/Counting-v0", "rgb_array", ["render=rgb_array", "parl/Counting-v0", "cannot be drawn"]),
+    ],
+)
+def test_a_render_mode_that_the_env_lacks_is_refused(env_id, mode, parts):
+    with pytest.raises(ConfigError) as caught:
+        make_env(EnvConfig(id=env_id), mode)
+    assert [part for part in parts if part not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "config", "message"),
+    [
+        (
+            "Box2D",
+            {"name": "lunar_lander", "id": "LunarLander-v3", "extra": "box2d"},
+            'env=lunar_lander needs Box2D: pip install "parl-cli[box2d]"',
+        ),
+        ("Box2D", {"id": "LunarLander-v3"}, 'env.id=LunarLander-v3 needs Box2D: pip install "parl-cli[box2d]"'),
+        (
+            "mujoco",
+            {"name": "half_cheetah", "id": "HalfCheetah-v5", "extra": "mujoco"},
+            'env=half_cheetah needs MuJoCo: pip install "parl-cli[mujoco]"',
+        ),
+        ("mujoco", {"id": "Ant-v5"}, 'env.id=Ant-v5 needs MuJoCo: pip install "parl-cli[mujoco]"'),
+    ],
+)
+def test_missing_dependency_is_one_line_with_the_pip_command(monkeypatch, missing, config, message):
+    for module in [m for m in sys.modules if m.startswith(("gymnasium.envs.box2d", "gymnasium.envs.mujoco"))]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert error_of(**config) == message
+
+
+def test_missing_package_of_an_unknown_env_is_named_by_its_own_error():
+    gym.register("parl/Broken-v0", "no_such_package.envs:Env")
+    try:
+        assert "env.id=parl/Broken-v0" in (message := error_of(id="parl/Broken-v0"))
+        assert "No module named 'no_such_package'" in message
+    finally:
+        del gym.registry["parl/Broken-v0"]
+
+
+def test_a_bug_in_the_constructor_keeps_its_own_error():
+    config = EnvConfig(id="parl/Faulty-v0", kwargs={"raise_at": 0, "where": "init"})
+    with pytest.raises(RuntimeError, match="FaultyEnv raises in init"):
+        make_env(config)
+
+
+def test_an_outdated_version_is_made_without_a_warning():
+    assert make_env(EnvConfig(id="CartPole-v0")).unwrapped.spec.id == "CartPole-v0"
