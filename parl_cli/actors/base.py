@@ -1,0 +1,228 @@
+"""The actor: a policy and a vectorizer that together fill columns, wherever it runs."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from parl_cli.actors.tails import ActionTails
+from parl_cli.buffers.rollouts import ColumnBuffer
+from parl_cli.errors import EnvError
+from parl_cli.functional.noise import uniform
+from parl_cli.metrics.timing import Stopwatch
+from parl_cli.types import EnvStep, Episode, Rollout
+
+EVERYTHING = slice(None)
+
+
+class Actor:
+    """Steps environments with a policy and puts what happens into columns of T steps.
+
+    The same code serves lock-step vectorizers (every env answers at once: columns = all envs) and asynchronous ones
+    (rows come in any order; the first N full columns make a rollout, and an env whose column is full opens the
+    next, so nobody waits for the slowest).
+
+    Noise is drawn per (env, step) from a counter-based generator, one block per column: a trace depends neither on
+    the vectorizer nor on the order in which rows arrive.
+
+    Args:
+        vectorizer: in same-step mode, with episode seeds.
+        policy: see `parl_cli.types.Policy`.
+        num_steps: T.
+        noise_key: 64-bit key of this actor's noise.
+    """
+
+    def __init__(self, vectorizer: Any, policy: Any, *, num_steps: int, noise_key: int) -> None:
+        self.vectorizer = vectorizer
+        self.policy = policy
+        self.num_steps = num_steps
+        self.noise_key = noise_key
+        self.version = 0
+        self.watch = Stopwatch()
+        self.num_envs = vectorizer.num_envs
+        self._agents = () if vectorizer.num_agents is None else (vectorizer.num_agents,)
+        self._columns = ColumnBuffer(num_steps, self.num_envs, self._agents)
+        self._tails = ActionTails(self.num_envs)
+        self._episodes: list[Episode] = []
+        self._full: list[int] = []
+        self._ready = np.zeros(0, np.int64)  # envs whose observation waits for an action
+        self._t = np.zeros(self.num_envs, np.int64)
+        self._column = np.full(self.num_envs, -1, np.int64)
+        self._acted = np.zeros(self.num_envs, np.uint64)  # actions ever taken: the noise counter
+        self._obs = np.zeros(0)
+        self._is_first = np.ones((self.num_envs, *self._agents), bool)
+        self._state: np.ndarray | None = None
+        if policy.state_size:
+            self._state = np.zeros((self.num_envs, *self._agents, policy.state_size), np.float32)
+
+    def collect(self) -> Rollout:
+        """The next rollout of `num_envs` columns."""
+        if not self._obs.size:
+            self._begin(np.zeros(self.num_envs, np.int64))
+        while len(self._full) < self.num_envs:
+            if self._ready.size:
+                self._act()
+            self._receive()
+        columns = np.array(self._full[: self.num_envs])
+        self._full = self._full[self.num_envs :]
+        episodes, self._episodes = self._episodes, []
+        return self._columns.take(columns, episodes)
+
+    def _begin(self, episode_numbers: np.ndarray) -> None:
+        self._obs = np.array(self.vectorizer.begin(episode_numbers))
+        self._ready = np.arange(self.num_envs)
+
+    @torch.no_grad()
+    def _act(self) -> None:
+        started = perf_counter()
+        envs = np.sort(self._ready)
+        opening = envs[self._t[envs] == 0]
+        if opening.size:
+            self._open_columns(opening)
+        rows = EVERYTHING if len(envs) == self.num_envs else envs
+        t, columns = self._place(envs)
+        obs, is_first = self._obs[rows], self._is_first[rows]
+        state = None if self._state is None else self._state[rows]
+        self._columns.write("obs", t, columns, obs)
+        self._columns.write("is_first", t, columns, is_first)
+
+        device = next(self.policy.parameters()).device
+        output = self.policy.act(
+            torch.from_numpy(np.ascontiguousarray(obs)).to(device),
+            None if state is None else torch.from_numpy(state).to(device),
+            torch.from_numpy(np.ascontiguousarray(is_first)).to(device),
+            torch.from_numpy(np.ascontiguousarray(self._columns.read("noise", t, columns))).to(device),
+        )
+        action = output.action.cpu().numpy()
+        self._columns.write("action", t, columns, action)
+        for name, value in output.extras.items():
+            self._columns.write(name, t, columns, value.cpu().numpy())
+        if self._state is not None:
+            self._state[rows] = output.state.cpu().numpy()
+        self._acted[rows] += np.uint64(1)
+        env_action = self.policy.env_action(action)
+        self._tails.record(envs, env_action)
+        self._ready = envs[:0]
+        acted = perf_counter()
+        self.watch.add("act", acted - started)
+        self.vectorizer.send(env_action, None if rows is EVERYTHING else envs)
+        self.watch.add("env", perf_counter() - acted)
+
+    def _open_columns(self, envs: np.ndarray) -> None:
+        columns = self._columns.open(len(envs))
+        self._column[envs] = columns
+        self._columns.write_head("env_id", columns, envs)
+        if self._state is not None:
+            self._columns.write_head("state", columns, self._state[envs])
+        steps = self._acted[envs] + np.arange(self.num_steps, dtype=np.uint64)[:, None]
+        shape = (*self._agents, self.policy.noise_dim)
+        noise = uniform(self.noise_key, envs, steps, int(np.prod(shape)))
+        self._columns.write_whole("noise", columns, noise.reshape(self.num_steps, len(envs), *shape))
+        self._columns.write_whole(
+            "policy_version", columns, np.full((self.num_steps, len(envs)), self.version, np.int64)
+        )
+
+    def _place(self, envs: np.ndarray) -> tuple[Any, Any]:
+        """Where the rows of `envs` go: plain indices where all envs stand at the same step of columns 0…N−1."""
+        t, columns = self._t[envs], self._column[envs]
+        if len(envs) == self.num_envs and (t == t[0]).all() and (columns == np.arange(self.num_envs)).all():
+            return int(t[0]), slice(0, self.num_envs)
+        return t, columns
+
+    def _receive(self) -> None:
+        started = perf_counter()
+        step: EnvStep = self.vectorizer.recv()
+        answered = perf_counter()
+        self.watch.add("env", answered - started)
+        envs = step.env_ids
+        rows = EVERYTHING if len(envs) == self.num_envs and (envs == np.arange(self.num_envs)).all() else envs
+        t, columns = self._place(envs)
+        write = self._columns.write
+        write("reward", t, columns, step.reward)
+        write("terminated", t, columns, step.terminated)
+        write("truncated", t, columns, step.truncated)
+        write("mask", t, columns, step.mask)
+        if step.ended.any():
+            self._end_episodes(step)
+        self._obs[rows] = step.obs
+        self._is_first[rows] = step.ended.reshape(-1, *(1,) * len(self._agents))
+        self._t[rows] += 1
+        full = envs[self._t[envs] == self.num_steps]
+        if full.size:
+            self._columns.write_head("last_obs", self._column[full], self._obs[full])
+            self._columns.write_head("last_is_first", self._column[full], self._is_first[full])
+            self._full.extend(self._column[full].tolist())
+            self._t[full] = 0
+            self._column[full] = -1
+        self._ready = np.concatenate([self._ready, envs]) if self._ready.size else envs.copy()
+        self.watch.add("act", perf_counter() - answered)
+
+    def _end_episodes(self, step: EnvStep) -> None:
+        for k, env in enumerate(step.env_ids[step.ended].tolist()):
+            state = None if self._state is None else self._state[env].copy()
+            self._columns.add_final(int(self._column[env]), int(self._t[env]), step.final_obs[k].copy(), state)
+            episode_return = float(np.mean(step.episode_return[k]))
+            self._episodes.append(Episode(env, episode_return, int(step.episode_length[k])))
+            self._tails.end_episode(env)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every env stands. Whole only between rollouts of a lock-step vectorizer.
+
+        An unfinished episode is a function of its reset seed and the actions since: those actions are its state.
+        """
+        actions, lengths = self._tails.packed()
+        state: dict[str, Any] = {
+            "episode_numbers": self.vectorizer.episode_numbers.copy(),
+            "acted": self._acted.astype(np.int64),
+            "obs": self._obs.copy(),
+            "is_first": self._is_first.copy(),
+            "tail_actions": actions,
+            "tail_lengths": lengths,
+        }
+        if self._state is not None:
+            state["recurrent"] = self._state.copy()
+        return {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, Any], *, replay: bool = True) -> None:
+        """Put every env back to where it stood.
+
+        Args:
+            state: from `state_dict`.
+            replay: re-step unfinished episodes and compare observations bit for bit; False starts a new episode
+                in every env instead.
+
+        Raises:
+            EnvError: an env that did not come back to the same observation.
+        """
+        arrays = {name: value.numpy() for name, value in state.items()}
+        self._acted = arrays["acted"].astype(np.uint64)
+        numbers = arrays["episode_numbers"]
+        if not arrays["obs"].size:
+            return  # saved before the first rollout: nothing has begun
+        if not replay:
+            self._begin(numbers + 1)
+            return
+        self._begin(numbers)
+        self._tails.unpack(arrays["tail_actions"], arrays["tail_lengths"])
+        for envs, actions in self._tails.steps():
+            self.vectorizer.send(actions, envs)
+            step = self.vectorizer.recv()
+            if step.ended.any():
+                self._refuse_replay(int(step.env_ids[step.ended][0]), "its episode ended early")
+            self._obs[step.env_ids] = step.obs
+        saved = arrays["obs"]
+        for env in range(self.num_envs):
+            if self._obs[env].tobytes() != saved[env].tobytes():
+                self._refuse_replay(env, "its observation differs")
+        self._is_first = arrays["is_first"].copy()
+        if self._state is not None:
+            self._state = arrays["recurrent"].copy()
+
+    def _refuse_replay(self, env: int, what: str) -> None:
+        raise EnvError(
+            f"env {env} cannot be resumed exactly: after its reset seed and the same actions {what}, so it is not "
+            "reproducible; resume with checkpoint.env=reset to begin new episodes instead"
+        )

@@ -1,0 +1,284 @@
+"""Proximal policy optimisation with a clipped surrogate (Schulman et al. 2017, arXiv:1707.06347).
+
+Beside the paper: which of the "37 implementation details" (Huang et al. 2022, ICLR blog track) apply, and where.
+In this file: Adam epsilon 1e-5 (`adam_eps`), learning-rate annealing (`learning_rate_schedule`), GAE, shuffled
+minibatches in every epoch, advantage normalisation per minibatch (`normalize_advantage`), the clipped surrogate,
+value clipping (`value_clip_range`, off: it was found not to help, Andrychowicz et al. 2021), the joint loss with an
+entropy bonus, global gradient clipping (`max_grad_norm`), the diagnostics (`policy/approx_kl`, `policy/clip_fraction`),
+early stop at a KL (`target_kl`). In the network (`policies/actor_critic.py`): orthogonal weights and their gains,
+separate networks, state-independent log-std, observation normalisation and clipping. In the learner: reward scaling
+and clipping (`normalize_reward reward_clip`). In the actor: actions clipped into the Box.
+
+Different from most implementations: values are not stored while acting; one forward of the critic after the rollout
+gives them all, also of the true final observation of each truncated step, from which GAE bootstraps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from parl_cli.algos.common import load_optimizer_state, optimizer_state
+from parl_cli.buffers.minibatches import minibatches
+from parl_cli.config import TrainConfig, option
+from parl_cli.errors import ConfigError
+from parl_cli.functional.advantages import gae
+from parl_cli.functional.losses import (
+    approx_kl,
+    explained_variance,
+    kl_adaptive_lr,
+    kl_penalty_coef,
+    masked_mean,
+    normalize_advantage,
+    ppo_clip_loss,
+    value_loss,
+)
+from parl_cli.functional.schedules import schedule
+from parl_cli.types import EnvSpec, Metrics, Rollout
+
+MIN_ADAPTIVE_LR, MAX_ADAPTIVE_LR = 1e-5, 1e-2  # the bounds that RSL-RL (Rudin et al. 2022) uses
+
+ScheduleKind = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO's hyper-parameters."""
+
+    name: str = option("ppo", "registered name")
+    num_steps: int = option(128, "T: steps per env and rollout", ge=1)
+    num_epochs: int = option(4, "K: passes over each rollout", ge=1)
+    num_minibatches: int = option(4, "minibatches per pass; must divide num_steps × num_envs", ge=1)
+    learning_rate: float = option(3e-4, "Adam's step size", gt=0)
+    critic_learning_rate: float | None = option(None, "the critic's own; null: learning_rate", gt=0)
+    learning_rate_schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = option(
+        "constant", "over total_steps, down to learning_rate_end; kl_adaptive follows target_kl"
+    )
+    learning_rate_end: float = option(0.0, "share of learning_rate left at the end of its schedule", ge=0, le=1)
+    gamma: float = option(0.99, "discount", ge=0, le=1)
+    gae_lambda: float = option(0.95, "GAE's lambda", ge=0, le=1)
+    objective: Literal["clip", "kl_penalty"] = option("clip", "clipped surrogate (eq. 7) or KL penalty (eq. 8)")
+    clip_range: float = option(0.2, "epsilon: the ratio is clipped to 1 ± epsilon", gt=0)
+    clip_range_schedule: ScheduleKind = option("constant", "over total_steps, down to 0")
+    kl_penalty_coef: float = option(1.0, "beta of eq. 8 at the start; adapted to kl_penalty_target", ge=0)
+    kl_penalty_target: float = option(0.01, "d_targ of eq. 8", gt=0)
+    value_clip_range: float | None = option(None, "clip the value's change to ± this; null: no clipping", gt=0)
+    entropy_coef: float = option(0.0, "c2: weight of the entropy bonus", ge=0)
+    entropy_coef_schedule: ScheduleKind = option("constant", "over total_steps, down to 0")
+    value_coef: float = option(0.5, "c1: weight of the value loss", ge=0)
+    max_grad_norm: float | None = option(0.5, "global gradient norm is clipped to this; null: no clipping", gt=0)
+    normalize_advantage: bool = option(True, "mean 0 and std 1 within each minibatch")
+    normalize_reward: bool = option(False, "divide rewards by the running std of the discounted return")
+    reward_clip: float = option(10.0, "scaled rewards are clipped to ± this", gt=0)
+    target_kl: float | None = option(None, "stop a rollout's epochs once approx. KL exceeds this", gt=0)
+    adam_eps: float = option(1e-5, "Adam's epsilon", gt=0)
+
+
+class PPO:
+    """Clipped-surrogate PPO over any policy with `evaluate` and `values`.
+
+    Args:
+        policy: an actor-critic.
+        config: hyper-parameters.
+        seed: seeds the minibatch shuffles.
+    """
+
+    Config = PPOConfig
+    summary: ClassVar[str] = "on-policy, clipped surrogate or KL penalty, synchronous"
+    supports: ClassVar[dict[str, tuple[str, ...]]] = {
+        "actions": ("Discrete", "MultiDiscrete", "MultiBinary", "Box"),
+        "observations": ("Box", "Discrete", "MultiDiscrete", "MultiBinary"),
+        "actors": ("inline",),
+    }
+
+    def __init__(self, policy: Any, config: PPOConfig, *, seed: int = 0) -> None:
+        self.policy = policy
+        self.config = config
+        self.num_steps = config.num_steps
+        self.generator = torch.Generator().manual_seed(seed)
+        critic = [p for n, p in policy.named_parameters() if n.startswith("value_")]
+        actor = [p for n, p in policy.named_parameters() if not n.startswith("value_")]
+        # one flat kernel per step instead of a dozen: the optimizer is a third of the time on small networks
+        self.optimizer = torch.optim.Adam(
+            [{"params": actor}, {"params": critic}], lr=config.learning_rate, eps=config.adam_eps, fused=True
+        )
+        self.learning_rate = config.learning_rate
+        self.kl_penalty_coef = config.kl_penalty_coef
+
+    @staticmethod
+    def check(config: TrainConfig, spec: EnvSpec) -> None:
+        """Refuse what cannot work before anything is written.
+
+        Raises:
+            ConfigError: minibatches that do not divide the rollout, an adaptive rate without a target.
+        """
+        algo = config.algo
+        rows = algo.num_steps * config.num_envs
+        if rows % algo.num_minibatches:
+            fitting = max(k for k in range(1, algo.num_minibatches) if rows % k == 0)
+            raise ConfigError(
+                f"algo.num_minibatches={algo.num_minibatches}: must divide algo.num_steps × num_envs = "
+                f"{algo.num_steps} × {config.num_envs} = {rows}; try algo.num_minibatches={fitting}"
+            )
+        if algo.normalize_advantage and rows // algo.num_minibatches < 2:
+            raise ConfigError(
+                f"algo.num_minibatches={algo.num_minibatches}: leaves one step per minibatch, whose advantage "
+                "cannot be normalised; lower it, or set algo.normalize_advantage=false"
+            )
+        if algo.learning_rate_schedule == "kl_adaptive" and algo.target_kl is None:
+            raise ConfigError(
+                "algo.learning_rate_schedule=kl_adaptive: needs the KL to aim at; add algo.target_kl=0.01"
+            )
+
+    def update(self, rollout: Rollout, progress: float = 0.0) -> Metrics:
+        """Several epochs of minibatch steps on one rollout.
+
+        Args:
+            rollout: with extras `log_prob` and `dist_params` of the policy that acted.
+            progress: share of the budget used, for the schedules.
+        """
+        config = self.config
+        clip_range = schedule(config.clip_range_schedule, config.clip_range, 0.0, progress)
+        entropy_coef = schedule(config.entropy_coef_schedule, config.entropy_coef, 0.0, progress)
+        self._set_learning_rate(progress)
+
+        value, next_value = self.policy.values(rollout)
+        # a row without a real successor (a worker was replaced) is cut like a time limit: bootstrap, then stop
+        cut = rollout.truncated.clone()
+        cut[:-1] |= ~rollout.mask[1:] & ~rollout.terminated[:-1]
+        advantage = gae(
+            rollout.reward, value, next_value, rollout.terminated, cut, gamma=config.gamma, lam=config.gae_lambda
+        )
+        returns = advantage + value
+        batch = {
+            "obs": rollout.obs,
+            "action": rollout.action,
+            "log_prob": rollout.extras["log_prob"],
+            "dist_params": rollout.extras["dist_params"],
+            "advantage": advantage,
+            "returns": returns,
+            "value": value,
+        }
+        if not rollout.mask.all():
+            batch["mask"] = rollout.mask
+        recurrent = self.policy.state_size > 0
+        if recurrent:
+            batch |= {"is_first": rollout.is_first, "state": rollout.state}
+
+        kl_limit = config.target_kl if config.learning_rate_schedule != "kl_adaptive" else None
+        history: list[dict[str, Tensor]] = []
+        epochs = 0
+        for _ in range(config.num_epochs):
+            epochs += 1
+            start = len(history)
+            for part in minibatches(batch, config.num_minibatches, self.generator, whole_columns=recurrent):
+                history.append(self._minibatch_step(part, clip_range, entropy_coef))
+            if config.target_kl is not None:
+                kl = float(torch.stack([row["policy/approx_kl"] for row in history[start:]]).mean())
+                if config.learning_rate_schedule == "kl_adaptive":
+                    self.learning_rate = kl_adaptive_lr(
+                        self.learning_rate, kl, config.target_kl, min_lr=MIN_ADAPTIVE_LR, max_lr=MAX_ADAPTIVE_LR
+                    )
+                    self._set_learning_rate(progress)
+                if kl_limit is not None and kl > kl_limit:
+                    break
+
+        means = torch.stack([torch.stack(list(row.values())) for row in history]).mean(dim=0).tolist()
+        metrics = dict(zip(history[0], means, strict=True))
+        if config.objective == "kl_penalty":
+            metrics["algo/kl_penalty_coef"] = self.kl_penalty_coef
+            self.kl_penalty_coef = kl_penalty_coef(
+                self.kl_penalty_coef, metrics["policy/approx_kl"], config.kl_penalty_target
+            )
+        actor_group, critic_group = self.optimizer.param_groups
+        return metrics | {
+            "value/explained_variance": float(explained_variance(value, returns, rollout.mask)),
+            "optim/learning_rate": actor_group["lr"],
+            "optim/critic_learning_rate": critic_group["lr"],
+            "optim/epochs": float(epochs),
+            "algo/clip_range": clip_range,
+            "algo/entropy_coef": entropy_coef,
+        }
+
+    def _minibatch_step(self, batch: dict[str, Tensor], clip_range: float, entropy_coef: float) -> dict[str, Tensor]:
+        config, mask = self.config, batch.get("mask")
+        distribution, value = self.policy.evaluate(batch["obs"], batch.get("state"), batch.get("is_first"))
+        log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
+        ratio = log_ratio.exp()
+        advantage = batch["advantage"]
+        if config.normalize_advantage:
+            advantage = normalize_advantage(advantage, mask)
+
+        policy_loss = masked_mean(self.policy_loss(ratio, advantage, distribution, batch, clip_range), mask)
+        critic_loss = masked_mean(
+            value_loss(value, batch["value"], batch["returns"], clip_range=config.value_clip_range), mask
+        )
+        entropy = masked_mean(distribution.entropy(), mask)
+        loss = policy_loss + config.value_coef * critic_loss - entropy_coef * entropy
+
+        self.optimizer.zero_grad()
+        loss.backward()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
+        grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        self.optimizer.step()
+
+        with torch.no_grad():
+            clipped = ((ratio - 1).abs() > clip_range).float()
+            return {
+                "loss/policy": policy_loss.detach(),
+                "loss/value": critic_loss.detach(),
+                "policy/entropy": entropy.detach(),
+                "policy/approx_kl": masked_mean(approx_kl(log_ratio), mask),
+                "policy/clip_fraction": masked_mean(clipped, mask),
+                "optim/grad_norm": grad_norm.detach(),
+            }
+
+    def policy_loss(
+        self, ratio: Tensor, advantage: Tensor, distribution: Any, batch: dict[str, Tensor], clip_range: float
+    ) -> Tensor:
+        """The loss of each step, to be minimised; what the rest of PPO's family overrides.
+
+        Args:
+            ratio: r = pi_new(a|s) / pi_old(a|s), [*lead].
+            advantage: [*lead].
+            distribution: pi_new.
+            batch: the minibatch; `dist_params` rebuild pi_old.
+            clip_range: epsilon at this point of its schedule.
+        """
+        if self.config.objective == "kl_penalty":
+            old = self.policy.distribution(batch["dist_params"])
+            return self.kl_penalty_coef * old.kl(distribution) - ratio * advantage
+        return ppo_clip_loss(ratio, advantage, clip_range)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Weights, optimizer, shuffling and adaptive coefficients."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
+            "generator": self.generator.get_state(),
+            "learning_rate": self.learning_rate,
+            "kl_penalty_coef": self.kl_penalty_coef,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.policy.load_state_dict(state["policy"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.generator.set_state(state["generator"])
+        self.learning_rate = float(state["learning_rate"])
+        self.kl_penalty_coef = float(state["kl_penalty_coef"])
+
+    def _set_learning_rate(self, progress: float) -> None:
+        config = self.config
+        if config.learning_rate_schedule == "kl_adaptive":
+            share = self.learning_rate / config.learning_rate
+        else:
+            share = schedule(config.learning_rate_schedule, 1.0, config.learning_rate_end, progress)
+        critic = config.critic_learning_rate or config.learning_rate
+        for group, base in zip(self.optimizer.param_groups, (config.learning_rate, critic), strict=True):
+            group["lr"] = base * share

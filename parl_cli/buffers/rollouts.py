@@ -1,0 +1,139 @@
+"""Rollouts in the making: columns that fill up step by step, and what is done with whole ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from parl_cli.types import Episode, Rollout
+
+
+class ColumnBuffer:
+    """Columns of T steps in one block per field; grows when more are open than it holds.
+
+    A column is opened for an env, written one step at a time, and taken once it is full. Fields other than the
+    fixed ones (whatever the policy returns) are allocated at their first write.
+
+    Args:
+        num_steps: T.
+        num_columns: how many columns to hold at first.
+        agents: `()` or `(A,)`.
+    """
+
+    def __init__(self, num_steps: int, num_columns: int, agents: tuple[int, ...]) -> None:
+        self.num_steps = num_steps
+        self.agents = agents
+        self._capacity = num_columns
+        self._free = list(range(num_columns - 1, -1, -1))
+        self._fields: dict[str, np.ndarray] = {}  # [T, C, ...]
+        self._heads: dict[str, np.ndarray] = {}  # [C, ...]: one value per column
+        self._finals: dict[int, list[tuple[int, np.ndarray, np.ndarray | None]]] = {}
+
+    def open(self, count: int) -> np.ndarray:
+        """Indices [count] of free columns, in ascending order where possible."""
+        while len(self._free) < count:
+            self._grow()
+        return np.array([self._free.pop() for _ in range(count)], dtype=np.int64)
+
+    def write(self, name: str, t: Any, columns: Any, rows: np.ndarray) -> None:
+        """Put `rows` [B, ...] at step `t` (one number or [B]) of `columns` ([B] or a slice)."""
+        if name not in self._fields:
+            self._fields[name] = np.zeros((self.num_steps, self._capacity, *rows.shape[1:]), rows.dtype)
+        self._fields[name][t, columns] = rows
+
+    def read(self, name: str, t: Any, columns: Any) -> np.ndarray:
+        """What was written at step `t` of `columns`."""
+        return self._fields[name][t, columns]
+
+    def write_whole(self, name: str, columns: np.ndarray, block: np.ndarray) -> None:
+        """Put `block` [T, B, ...] into whole columns."""
+        if name not in self._fields:
+            self._fields[name] = np.zeros((self.num_steps, self._capacity, *block.shape[2:]), block.dtype)
+        self._fields[name][:, columns] = block
+
+    def write_head(self, name: str, columns: Any, rows: np.ndarray) -> None:
+        """Put one value per column, `rows` [B, ...]."""
+        if name not in self._heads:
+            self._heads[name] = np.zeros((self._capacity, *rows.shape[1:]), rows.dtype)
+        self._heads[name][columns] = rows
+
+    def add_final(self, column: int, t: int, obs: np.ndarray, state: np.ndarray | None) -> None:
+        """Keep what the last step of an episode led to, and the recurrent state it is read with."""
+        self._finals.setdefault(column, []).append((t, obs, state))
+
+    def take(self, columns: np.ndarray, episodes: list[Episode]) -> Rollout:
+        """Copy full columns out as a Rollout and free them."""
+        fields = {k: torch.from_numpy(v[:, columns]) for k, v in self._fields.items()}
+        heads = {k: torch.from_numpy(v[columns]) for k, v in self._heads.items()}
+        finals = [(t, n, *rest) for n, c in enumerate(columns.tolist()) for t, *rest in self._finals.pop(c, [])]
+        last_obs = heads["last_obs"]
+        state = heads.get("state")
+        self._free.extend(columns[::-1].tolist())
+        known = {f.name for f in dataclasses.fields(Rollout)}
+        return Rollout(
+            **{name: fields[name] for name in fields if name in known},
+            **{name: heads[name] for name in ("env_id", "last_obs", "last_is_first")},
+            final_index=torch.tensor([(t, n) for t, n, *_ in finals], dtype=torch.int64).reshape(-1, 2),
+            final_obs=_stack([obs for _, _, obs, _ in finals], last_obs),
+            state=state,
+            final_state=None if state is None else _stack([s for *_, s in finals], state),
+            extras={name: fields[name] for name in fields if name not in known and name != "noise"},
+            episodes=episodes,
+        )
+
+    def _grow(self) -> None:
+        extra = self._capacity
+        for blocks, axis in ((self._fields, 1), (self._heads, 0)):
+            for name, block in blocks.items():
+                blocks[name] = np.concatenate([block, np.zeros_like(block)], axis=axis)
+        self._free = list(range(self._capacity + extra - 1, self._capacity - 1, -1)) + self._free
+        self._capacity += extra
+
+
+def _stack(rows: list[Any], like: Tensor) -> Tensor:
+    if not rows:
+        return like[:0].clone()
+    return torch.from_numpy(np.stack(rows))
+
+
+def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
+    """Several rollouts of equal T side by side, as one with all their columns."""
+    if len(rollouts) == 1:
+        return rollouts[0]
+    merged: dict[str, Any] = {}
+    offsets = np.cumsum([0, *(len(r.env_id) for r in rollouts[:-1])]).tolist()
+    for spec in dataclasses.fields(Rollout):
+        parts = [getattr(r, spec.name) for r in rollouts]
+        if spec.name == "final_index":
+            shifted = [p + torch.tensor([0, o], device=p.device) for p, o in zip(parts, offsets, strict=True)]
+            merged[spec.name] = torch.cat(shifted)
+        elif spec.name == "extras":
+            merged[spec.name] = {k: torch.cat([p[k] for p in parts], dim=1) for k in parts[0]}
+        elif spec.name == "episodes":
+            merged[spec.name] = [episode for p in parts for episode in p]
+        elif parts[0] is None:
+            merged[spec.name] = None
+        else:
+            by_column = spec.name in ("env_id", "last_obs", "last_is_first", "state", "final_obs", "final_state")
+            merged[spec.name] = torch.cat(parts, dim=0 if by_column else 1)
+    return Rollout(**merged)
+
+
+def to_device(rollout: Rollout, device: torch.device) -> Rollout:
+    """The rollout with every tensor on `device`; the same object where it is there already."""
+    if rollout.obs.device == device:
+        return rollout
+    moved = {}
+    for spec in dataclasses.fields(Rollout):
+        value = getattr(rollout, spec.name)
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+        elif spec.name == "extras":
+            value = {k: v.to(device, non_blocking=True) for k, v in value.items()}
+        moved[spec.name] = value
+    return Rollout(**moved)

@@ -1,0 +1,141 @@
+"""Config → objects: the one file that imports from everywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from gymnasium.vector import AutoresetMode
+
+from parl_cli import registry
+from parl_cli.actors.base import Actor
+from parl_cli.config import EnvConfig, TrainConfig, parse_train
+from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, env_spec
+from parl_cli.errors import ConfigError
+from parl_cli.functional.noise import stream_key
+from parl_cli.training import checkpoint
+from parl_cli.training.device import select_device
+from parl_cli.training.evaluate import MAX_PARALLEL, EpisodeSpread
+from parl_cli.training.learner import Learner
+from parl_cli.training.reward_scaler import RewardScaler
+from parl_cli.types import EnvSpec
+from parl_cli.vectorizers.serial import SerialVectorizer
+
+
+def validate(values: Mapping[str, Any]) -> TrainConfig:
+    """A whole training config, checked against its env, its algorithm and this machine. Writes nothing.
+
+    Raises:
+        ConfigError: whatever does not fit.
+    """
+    import_plugins(values.get("plugins") or [])
+    config = resolve(parse_train(values))
+    spec = env_spec(config.env)
+    registry.load("algo", config.algo.name).check(config, spec)
+    policy = make_policy(spec, config)
+    policy_device(config)
+    if config.init_from is not None:
+        warm = checkpoint.load(checkpoint.find(config.init_from))
+        checkpoint.load_weights(policy, warm.policy, warm.path)
+    if config.logger.tensorboard:
+        registry.load("logger", "tensorboard").require()
+    return config
+
+
+def import_plugins(modules: list[str]) -> None:
+    """Import the modules that a user named; they register what they bring.
+
+    Raises:
+        ConfigError: one cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"plugins=[{module}]: cannot be imported ({error}); is it installed?") from None
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The config with what depends on the machine filled in: threads and workers."""
+    num_threads = config.num_threads or available_cores()
+    vectorizer = config.vectorizer
+    if getattr(vectorizer, "num_workers", 0) is None:
+        vectorizer = dataclasses.replace(vectorizer, num_workers=min(available_cores(), config.num_envs))
+    if (getattr(vectorizer, "num_workers", None) or 0) > config.num_envs:
+        raise ConfigError(
+            f"vectorizer.num_workers={vectorizer.num_workers}: at most one per env, num_envs={config.num_envs}"
+        )
+    return dataclasses.replace(config, num_threads=num_threads, vectorizer=vectorizer)
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def policy_device(config: TrainConfig) -> torch.device:
+    """The device that the config asks for."""
+    policy = registry.load("policy", config.policy.name)
+    return select_device(config.device, prefers_accelerator=getattr(policy, "prefers_accelerator", False))
+
+
+def make_policy(spec: EnvSpec, config: TrainConfig) -> Any:
+    """A freshly initialised policy, its weights a function of the run's seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_seed63(config.seed, "weights"))
+        return registry.load("policy", config.policy.name)(spec, config.policy)
+
+
+def make_learner(config: TrainConfig, spec: EnvSpec) -> Learner:
+    """Policy, algorithm and learner on the config's device."""
+    device = policy_device(config)
+    policy = make_policy(spec, config).to(device)
+    algo = registry.load("algo", config.algo.name)(policy, config.algo, seed=_seed63(config.seed, "minibatches"))
+    scaler = None
+    if getattr(config.algo, "normalize_reward", False):
+        scaler = RewardScaler(config.num_envs, spec.agents, gamma=config.algo.gamma, clip=config.algo.reward_clip)
+    return Learner(algo, total_steps=config.total_steps, device=device, reward_scaler=scaler)
+
+
+def make_pool(config: TrainConfig, policy: Any) -> Any:
+    """Envs, vectorizer and actors."""
+    options = {f.name: getattr(config.vectorizer, f.name) for f in dataclasses.fields(config.vectorizer)}
+    cls = registry.load("vectorizer", options.pop("name"))
+    vectorizer = cls(
+        [EnvFactory(config.env, plugins=tuple(config.plugins)) for _ in range(config.num_envs)],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE),
+        **options,
+    )
+    actor = Actor(
+        vectorizer, policy, num_steps=config.algo.num_steps, noise_key=stream_key(config.seed, "train", "noise")
+    )
+    return registry.load("actors", config.actors.name)(actor)
+
+
+def make_eval_vectorizer(
+    env: EnvConfig,
+    *,
+    seed: int,
+    episodes: int,
+    num_envs: int | None = None,
+    render_mode: str | None = None,
+    plugins: Sequence[str] = (),
+) -> SerialVectorizer:
+    """Envs for evaluation, on seeds that training never uses."""
+    n = min(episodes, num_envs or MAX_PARALLEL)
+    return SerialVectorizer(
+        [EnvFactory(env, render_mode, tuple(plugins)) for _ in range(n)],
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        episode_seed=EpisodeSpread(EpisodeSeeds(seed, EVAL_ROLE), n),
+    )
+
+
+def _seed63(seed: int, role: str) -> int:
+    return stream_key(seed, role) & (2**63 - 1)

@@ -1,0 +1,114 @@
+"""The learner: brings rollouts to the device, scales rewards, lets the algorithm update, keeps the counters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from parl_cli.buffers.rollouts import concatenate, to_device
+from parl_cli.errors import ParlError
+from parl_cli.metrics.timing import Stopwatch
+from parl_cli.training.reward_scaler import RewardScaler
+from parl_cli.types import Algorithm, Episode, Metrics, Rollout, Snapshot
+
+
+class NonFiniteError(ParlError):
+    """NaN or infinity in an observation, a reward, a loss or a gradient; carries the rollout that led to it."""
+
+    def __init__(self, message: str, rollout: Rollout) -> None:
+        super().__init__(message)
+        self.rollout = rollout
+
+
+class Learner:
+    """One policy's learning: the only writer of its weights and of its observation statistics.
+
+    Args:
+        algo: what `update(rollout)` does.
+        total_steps: the budget that schedules run over.
+        device: where the algorithm computes.
+        reward_scaler: divides rewards by the running std of the return; None leaves them as they are.
+    """
+
+    def __init__(
+        self, algo: Algorithm, *, total_steps: int, device: torch.device, reward_scaler: RewardScaler | None = None
+    ) -> None:
+        self.algo = algo
+        self.total_steps = total_steps
+        self.device = device
+        self.reward_scaler = reward_scaler
+        self.env_steps = 0
+        self.updates = 0
+        self.episodes: list[Episode] = []  # finished in the last update's rollouts
+        self.watch = Stopwatch()
+
+    def step(self, rollouts: Sequence[Rollout]) -> Metrics:
+        """Learn from rollouts.
+
+        Raises:
+            NonFiniteError: NaN or infinity came in, or came out of the update.
+        """
+        with self.watch("learn"):
+            rollout = concatenate(rollouts)
+            self._check_input(rollout)
+            self.episodes = rollout.episodes
+            lag = self.updates - rollout.policy_version
+            metrics = {
+                "rollout/policy_lag_mean": float(lag.float().mean()),
+                "rollout/policy_lag_max": float(lag.max()),
+                "rollout/masked_share": 1.0 - float(rollout.mask.float().mean()),
+            }
+            self.env_steps += rollout.num_env_steps
+            rollout = to_device(rollout, self.device)
+            if self.reward_scaler is not None:
+                rollout = dataclasses.replace(rollout, reward=self.reward_scaler(rollout))
+                metrics["normalizer/reward_std"] = self.reward_scaler.std
+            # the progress before this rollout, so that the first update uses the schedules' first values
+            progress = (self.env_steps - rollout.num_env_steps) / self.total_steps
+            metrics |= self.algo.update(rollout, min(progress, 1.0))
+            self.algo.policy.update_normalizer(rollout)
+            self.updates += 1
+            watched = {k: v for k, v in metrics.items() if k.startswith("loss/") or k == "optim/grad_norm"}
+            bad = [name for name, value in watched.items() if not math.isfinite(value)]
+            if bad:
+                raise NonFiniteError(
+                    f"update {self.updates}: {', '.join(bad)} became NaN or infinite; lower algo.learning_rate, or "
+                    "normalise observations and rewards",
+                    rollout,
+                )
+            return metrics
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they are now, by reference."""
+        return Snapshot(self.updates, self.env_steps, self.algo.policy.state_dict(keep_vars=False))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next update depends on besides the rollout."""
+        return {
+            "algo": self.algo.state_dict(),
+            "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
+            "env_steps": self.env_steps,
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.algo.load_state_dict(state["algo"])
+        if self.reward_scaler is not None:
+            self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self.env_steps = int(state["env_steps"])
+        self.updates = int(state["updates"])
+
+    def _check_input(self, rollout: Rollout) -> None:
+        for name in ("obs", "reward"):
+            values = getattr(rollout, name)
+            if values.is_floating_point() and not torch.isfinite(values).all():
+                at = (~torch.isfinite(values)).nonzero()[0].tolist()
+                env = int(rollout.env_id[at[1]])
+                raise NonFiniteError(
+                    f"env {env}: its {name} is NaN or infinite at step {at[0]} of update {self.updates + 1}", rollout
+                )

@@ -1,0 +1,39 @@
+"""The training loop, written once: no branch on the algorithm, the vectorizer or where acting runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from parl_cli.training.learner import Learner
+from parl_cli.types import ActorPool, Hook
+
+
+class StopTraining(Exception):  # noqa: N818  # like StopIteration: not an error
+    """Raised by a hook to end training after the update it looked at; the message says why."""
+
+
+def train(
+    learner: Learner, pool: ActorPool, hooks: Sequence[Hook], total_steps: int, rollouts_per_update: int = 1
+) -> str:
+    """Act, learn, publish, until the budget is used; it is rounded up to whole updates.
+
+    Args:
+        learner: counts env steps and updates.
+        pool: where acting runs.
+        hooks: called in order after every update.
+        total_steps: the budget in env steps, counted from the run's beginning.
+        rollouts_per_update: rollouts that one update learns from.
+
+    Returns:
+        Why it ended: `budget`, or what the hook that stopped it said.
+    """
+    pool.publish(learner.snapshot())
+    try:
+        while learner.env_steps < total_steps:
+            metrics = learner.step(pool.get(rollouts_per_update))
+            pool.publish(learner.snapshot())
+            for hook in hooks:
+                hook.after_update(learner, metrics)
+    except StopTraining as stop:
+        return str(stop)
+    return "budget"

@@ -1,0 +1,79 @@
+"""Reward scaling by the running standard deviation of the discounted return."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parl_cli.types import Rollout
+
+
+class RewardScaler:
+    """Divides rewards by the std of a running discounted return, then clips ("37 details", continuous 6 and 7).
+
+    The return accumulators are keyed by env id, so it does not matter in which column an env's steps arrive. Unlike
+    Gymnasium's wrapper it sees a whole rollout before it scales it: one std per rollout.
+
+    Args:
+        num_envs: env ids are below this.
+        agents: `()` or `(A,)`.
+        gamma: discount of the accumulated return.
+        clip: scaled rewards are clipped to ±clip.
+    """
+
+    def __init__(self, num_envs: int, agents: tuple[int, ...], *, gamma: float, clip: float = 10.0) -> None:
+        self.gamma = gamma
+        self.clip = clip
+        self._accumulated = torch.zeros(num_envs, *agents, dtype=torch.float64)
+        self._count = 0.0
+        self._mean = 0.0
+        self._spread = 0.0  # sum of squared deviations
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the returns seen; 1 before there are any."""
+        return math.sqrt(self._spread / self._count) if self._count > 0 else 1.0
+
+    def __call__(self, rollout: Rollout) -> Tensor:
+        """Fold the rollout's returns into the statistics and give its scaled rewards, [T, N(, A)]."""
+        reward = rollout.reward.to("cpu", torch.float64)
+        ended = (rollout.terminated | rollout.truncated).cpu()
+        mask = rollout.mask.cpu()
+        envs = rollout.env_id.cpu()
+        running = self._accumulated[envs]
+        returns = torch.empty_like(reward)
+        for t in range(len(reward)):
+            running = running * self.gamma + reward[t]
+            returns[t] = running
+            running = running.masked_fill(ended[t] | ~mask[t], 0.0)
+        self._accumulated[envs] = running
+        self._merge(returns[mask])
+        return (rollout.reward / math.sqrt(self.std**2 + 1e-8)).clamp(-self.clip, self.clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics and accumulators."""
+        return {
+            "accumulated": self._accumulated,
+            "count": self._count,
+            "mean": self._mean,
+            "spread": self._spread,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self._accumulated = state["accumulated"].clone()
+        self._count, self._mean, self._spread = (float(state[k]) for k in ("count", "mean", "spread"))
+
+    def _merge(self, returns: Tensor) -> None:
+        rows = float(returns.numel())
+        if rows == 0:
+            return
+        mean = float(returns.mean())
+        delta = mean - self._mean
+        total = self._count + rows
+        self._spread += float((returns - mean).square().sum()) + delta**2 * self._count * rows / total
+        self._mean += delta * rows / total
+        self._count = total
