@@ -9,11 +9,13 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import sys
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec, get_env_id, load_env_creator, parse_env_id
+from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, load_env_creator, parse_env_id
 
 from parl_cli import registry
 from parl_cli.config import EnvConfig, parse
@@ -39,7 +41,7 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, 
     limit = config.max_episode_steps or spec.max_episode_steps
     inside = bool(spec.additional_wrappers)  # wrappers of the registration count their steps above the limit
     try:
-        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        creator = _load_creator(spec.entry_point)
         _check_kwargs(config, creator)
         _check_render_mode(config, creator, render_mode)
         arguments = dict(config.kwargs) if render_mode is None else {**config.kwargs, "render_mode": render_mode}
@@ -95,11 +97,12 @@ def _other_ids(name: str) -> str:
     try:
         namespace, bare, version = parse_env_id(name)
     except gym.error.Error:
-        return f"not an id; they look like CartPole-v1; {suggest(name, gym.registry)}"
+        return "not an id; they look like CartPole-v1, or package/CartPole-v1"
     same = [s.id for s in gym.registry.values() if (s.namespace, s.name) == (namespace, bare)]
     if same:
-        missing = "an id needs its version" if version is None else f"there is no version {version}"
-        return f"{missing} of {get_env_id(namespace, bare, None)}; choose {' or '.join(same)}"
+        bare = get_env_id(namespace, bare, None)
+        missing = f"{bare} needs a version" if version is None else f"there is no version {version} of {bare}"
+        return f"{missing}; choose {' or '.join(same)}"
     for prefix, (package, module) in _PACKAGES.items():
         if name.startswith(prefix):
             return f'not registered; pip install {package}, then use env.id="{module}:{name}"'
@@ -109,8 +112,23 @@ def _other_ids(name: str) -> str:
     return f'no such id in Gymnasium\'s registry; if a package registers it, use env.id="package:{name}"'
 
 
+def _load_creator(entry_point: Any) -> Any:
+    if not isinstance(entry_point, str):
+        return entry_point
+    if entry_point.partition(":")[0] in sys.modules:
+        return load_env_creator(entry_point)
+    with warnings.catch_warnings():
+        # Box2D's SWIG code warns while it initialises: where warnings are errors, that kills the interpreter
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return load_env_creator(entry_point)
+
+
 def _check_kwargs(config: EnvConfig, creator: Any) -> None:
     """Find a mistyped argument before the constructor does, to suggest the right one."""
+    if "render_mode" in config.kwargs:
+        raise ConfigError(
+            f"env.kwargs.render_mode={config.kwargs['render_mode']}: not here; use parl eval render=human"
+        )
     try:
         parameters = inspect.signature(creator).parameters
     except ValueError:
@@ -137,7 +155,9 @@ def _missing_dependency(config: EnvConfig, spec: EnvSpec | None, error: BaseExce
     extra = config.extra or next((known for known in _EXTRAS if known in rooms), None)
     if extra:
         return ConfigError(f'{label} needs {_EXTRAS.get(extra, extra)}: pip install "parl-cli[{extra}]"')
-    return ConfigError(f"{label} cannot be built, something is not installed: {_one_line(error)}")
+    newest = spec and get_env_id(spec.namespace, spec.name, find_highest_version(spec.namespace, spec.name))
+    way_out = "install it" if spec is None or newest == spec.id else f"choose the newest version, {newest}"
+    return ConfigError(f"{label} cannot be built, a package is missing ({_one_line(error)}); {way_out}")
 
 
 def _wrap(env: gym.Env[Any, Any], items: list[Any]) -> gym.Env[Any, Any]:

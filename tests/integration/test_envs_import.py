@@ -22,3 +22,12 @@ print(sorted(m for m in sys.modules if m.split(".")[0] in ("torch", "hydra", "ma
 def test_making_and_stepping_envs_imports_nothing_heavy(code):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+def test_box2d_can_be_imported_where_warnings_are_errors():
+    pytest.importorskip("Box2D")
+    code = "import parl_cli.envs.factory as f, parl_cli.config as c\n"
+    code += "print(f.env_spec(c.EnvConfig(id='LunarLander-v3')).id)"
+    command = [sys.executable, "-W", "error", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.returncode, result.stdout.strip()) == (0, "LunarLander-v3"), result.stderr

@@ -60,6 +60,27 @@ def test_preset_makes_an_env_that_keeps_the_gymnasium_contract(name):
     env.close()
 
 
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "gym"])
+def test_preset_replays_an_episode_from_its_seed_and_actions_whatever_happened_before(name):
+    config = parse(EnvConfig, preset(name), "env")
+    if config.extra is not None:
+        pytest.importorskip(NEEDS[config.extra])
+    old, new = make_env(config), make_env(config)
+    old.action_space.seed(0)
+    for seed in (5, 6, 7):
+        obs, _ = old.reset(seed=seed)
+        trace, actions, over = [obs], [], False
+        while not over and len(actions) < 60:
+            actions.append(old.action_space.sample())
+            obs, reward, terminated, truncated, _ = old.step(actions[-1])
+            trace += [obs, reward]
+            over = terminated or truncated
+    replay = [new.reset(seed=7)[0]]
+    for action in actions:
+        replay += new.step(action)[:2]
+    assert all(np.array_equal(a, b) for a, b in zip(trace, replay, strict=True))
+
+
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "gym" and not preset(name)["extra"]])
 def test_preset_uses_the_newest_version_of_its_env(name):
     spec = gym.registry[preset(name)["id"]]
@@ -89,7 +110,6 @@ def test_registered_wrappers_stay_above_the_time_limit():
     extra = gym.envs.registration.WrapperSpec("Repeat", f"{__name__}:repeat_twice", {})
     gym.register("parl/Wrapped-v0", toy.CountingEnv, max_episode_steps=2, additional_wrappers=(extra,))
     try:
-        sys.modules.setdefault(__name__, sys.modules[repeat_twice.__module__])
         env = make_env(EnvConfig(id="parl/Wrapped-v0"))
         env.reset(seed=0)
         assert env.step(0)[3]  # two steps of the env, one of the wrapper
@@ -156,8 +176,12 @@ def test_import_id_imports_its_module(tmp_path, monkeypatch):
         ({}, ["env.id=null", "env=gym needs a Gymnasium id", "env.id=CartPole-v1"]),
         ({"id": "CartPoel-v1"}, ["env.id=CartPoel-v1", "no such id", "did you mean", "CartPole-v1"]),
         ({"id": "CartPole-v9"}, ["env.id=CartPole-v9", "there is no version 9 of CartPole", "CartPole-v1"]),
-        ({"id": "CartPole"}, ["env.id=CartPole:", "an id needs its version", "choose CartPole-v0 or CartPole-v1"]),
+        ({"id": "CartPole"}, ["env.id=CartPole:", "CartPole needs a version", "choose CartPole-v0 or CartPole-v1"]),
         ({"id": "cart pole"}, ["env.id=cart pole", "not an id; they look like CartPole-v1"]),
+        ({"id": "HalfCheetah-v3"}, ["a package is missing", "choose the newest version, HalfCheetah-v5"]),
+        ({"id": "CartPole-v1", "kwargs": {"render_mode": "human"}}, ["env.kwargs.render_mode=human", "render=human"]),
+        ({"id": "LunarLander-v3", "kwargs": {"gravity": 5}}, ["{'gravity': 5}", "refuses them", "between -12 and 0"]),
+        ({"id": "HalfCheetah-v5", "kwargs": {"foo": 5}}, ["{'foo': 5}", "unexpected keyword argument 'foo'"]),
         ({"id": "Zzzzzzz-v0"}, ["env.id=Zzzzzzz-v0", "if a package registers it", 'env.id="package:Zzzzzzz-v0"']),
         ({"id": "ALE/Pong-v5"}, ["env.id=ALE/Pong-v5", "pip install ale-py", 'env.id="ale_py:ALE/Pong-v5"']),
         ({"id": "no_such_module:Env-v0"}, ["cannot import no_such_module", "install it, or add its folder to PYTHONP"]),
@@ -188,6 +212,9 @@ def test_import_id_imports_its_module(tmp_path, monkeypatch):
     ],
 )
 def test_bad_config_is_one_line_with_value_rule_and_way_out(config, parts):
+    for env_id, module in (("LunarLander-v3", "Box2D"), ("HalfCheetah-v5", "mujoco")):
+        if config.get("id") == env_id:
+            pytest.importorskip(module)
     message = error_of(**config)
     assert [part for part in parts if part not in message] == [], message
 
@@ -233,7 +260,7 @@ def test_missing_package_of_an_unknown_env_is_named_by_its_own_error():
     gym.register("parl/Broken-v0", "no_such_package.envs:Env")
     try:
         assert "env.id=parl/Broken-v0" in (message := error_of(id="parl/Broken-v0"))
-        assert "No module named 'no_such_package'" in message
+        assert "No module named 'no_such_package'); install it" in message
     finally:
         del gym.registry["parl/Broken-v0"]
 

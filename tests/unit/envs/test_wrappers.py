@@ -75,6 +75,7 @@ def test_every_registered_wrapper_of_the_house_is_tested():
 # a wrapped env is what is checked here; it is not made by gym.make, so there are no render modes to compare;
 # and an action space without bounds is the very point of action_clip
 @pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version")
+@pytest.mark.filterwarnings("ignore:.*symmetric and normalized space")
 @pytest.mark.filterwarnings("ignore:.*A Box action space (maximum|minimum) value is (-)?infinity")
 @pytest.mark.filterwarnings("ignore:.*Not able to test alternative render modes")
 @pytest.mark.parametrize("name", sorted(CONTRACT_CASES))
