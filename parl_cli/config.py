@@ -48,6 +48,11 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def required(doc: str) -> Any:
+    """A dataclass field that has no default: the user must say it."""
+    return dataclasses.field(metadata={"doc": doc})
+
+
 def parse(cls: type[T], values: Any, key: str = "") -> T:
     """Build the dataclass `cls` from a mapping, checking keys, types and ranges.
 
@@ -155,6 +160,43 @@ class TrainConfig:
     logger: LoggerConfig = option(None, "metric sinks")
 
 
+@dataclass(frozen=True)
+class EvalCommand:
+    """What `parl eval` is told, one field per key of conf/eval.yaml."""
+
+    checkpoint: str = required("run folder, checkpoint folder, or an `outputs/<name>/latest` link")
+    episodes: int = option(100, "how many episodes to play", ge=1)
+    deterministic: bool = option(True, "act by the distribution's mode, not by sampling")
+    seed: int | None = option(None, "seed of the episodes; null: the checkpoint's own evaluation seed", ge=0, lt=2**63)
+    num_envs: int | None = option(None, "environments stepped in parallel; null: chosen for the episodes", ge=1)
+    render: Literal["human"] | None = option(None, "human: show the episodes in a window")
+    video: bool = option(False, "write an mp4 of the first episode (needs the extra `video`)")
+    output: str | None = option(None, "folder for eval.json; null: <run>/eval/<time>/")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
+    plugins: list[str] = option([], "modules to import before names are looked up, as in training")
+
+
+@dataclass(frozen=True)
+class ResumeCheckpointConfig:
+    """How `parl resume` reads the checkpoint."""
+
+    env: Literal["replay", "reset"] | None = option(
+        None, "replay: re-step unfinished episodes (exact); reset: start new ones; null: the run's own"
+    )
+
+
+@dataclass(frozen=True)
+class ResumeCommand:
+    """What `parl resume` is told, one field per key of conf/resume.yaml."""
+
+    run: str = required("run folder")
+    step: int | None = option(None, "env steps of the checkpoint to go on from; null: the latest", ge=0)
+    total_steps: int | None = option(None, "new budget in env steps; null: the run's own", ge=1)
+    device: str | None = option(None, "null: the run's own")
+    plugins: list[str] = option([], "modules to import before names are looked up, as in training")
+    checkpoint: ResumeCheckpointConfig = option(ResumeCheckpointConfig(), "how the checkpoint is read")
+
+
 def parse_train(values: Mapping[str, Any]) -> TrainConfig:
     """Parse a whole training config: each component by the `Config` of the class its `name` is registered to.
 
@@ -162,7 +204,7 @@ def parse_train(values: Mapping[str, Any]) -> TrainConfig:
         ConfigError: see `parse`; also an unknown component name.
     """
     config = parse(TrainConfig, {k: v for k, v in values.items() if k != "hydra"})
-    typed = {"env": parse(EnvConfig, values.get("env", {}), "env")}
+    typed: dict[str, Any] = {"env": parse(EnvConfig, values.get("env", {}), "env")}
     for kind in COMPONENTS[1:]:
         typed[kind] = parse_component(kind, values.get(kind))
     for part, cls in (("checkpoint", CheckpointConfig), ("eval", EvalConfig), ("logger", LoggerConfig)):

@@ -1,0 +1,165 @@
+"""Hydra as a library: where configs are found, how overrides are read, and how mistakes are told.
+
+Hydra's own entry point prints errors over several lines, exits with 1 and makes the run folder before the job's code
+runs. So this file opens a `Hydra` object itself (`session`), and the commands call it. What Hydra raises leaves
+here as a `ConfigError` (see `_messages`).
+
+Search path: parl's own `conf/`, then `--config-dir`, then `./conf` of the working directory. parl's own names win,
+as Hydra does with `--config-dir`: a folder that happens to hold a `conf/` cannot change what a command means. A
+user's file that is hidden so, and was asked for, is an error, not a surprise.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import re
+import secrets
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from parl_cli.commands._conf import builtin_conf, options, user_confs
+from parl_cli.commands._messages import translated
+from parl_cli.config import COMPONENTS
+from parl_cli.errors import ConfigError, suggest
+
+_PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
+
+# Mappings whose keys are the user's own: a key in them need not be there before, so `+` is not asked for.
+OPEN_KEYS = ("env.kwargs.",)
+
+_EXPONENT = re.compile(r"(?<![\w.+-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w.])")
+
+
+@contextmanager
+def session(config_dir: str | None = None) -> Iterator[Hydra]:
+    """A `Hydra` object that finds parl's configs and the user's; closed at the end of the block.
+
+    Raises:
+        ConfigError: `config_dir` is no folder.
+    """
+    if str(_PLUGINS) not in sys.path:
+        # Appended: Hydra finds launchers and sweepers only in a namespace package called hydra_plugins.
+        sys.path.append(str(_PLUGINS))
+    version.setbase("1.3")
+    search_path = create_config_search_path(f"file://{builtin_conf()}")
+    for provider, folder in user_confs(config_dir).items():
+        search_path.prepend(provider, f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    hydra = Hydra.create_main_hydra2(task_name="parl", config_search_path=search_path)
+    # Cached per config, so that one run has one suffix however often its folder is asked for.
+    OmegaConf.register_new_resolver("parl.suffix", lambda: secrets.token_hex(3), use_cache=True, replace=True)
+    try:
+        yield hydra
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def compose(hydra: Hydra, config_name: str, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
+    """Compose conf/<config_name>.yaml with the overrides; the result still holds the `hydra` part.
+
+    Raises:
+        ConfigError: an override that cannot be read, an unknown option or key, a file that is not YAML.
+    """
+    with translated():
+        config = hydra.compose_config(
+            config_name=config_name,
+            overrides=prepare(overrides),
+            run_mode=RunMode.MULTIRUN if multirun else RunMode.RUN,
+            with_log_configuration=False,
+        )
+    check_hidden(config)
+    return config
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The job's values, interpolations resolved, without the `hydra` part. Keys still missing (`???`) are left out."""
+    HydraConfig.instance().set_config(config)
+    with translated():
+        values = OmegaConf.to_container(without_hydra(config), resolve=True, throw_on_missing=False)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items() if value != "???"}
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    """A copy of the job's part of a composed config."""
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def prepare(overrides: Sequence[str]) -> list[str]:
+    """Overrides as Hydra takes them: what it refuses, and a person would type all the same, is rewritten.
+
+    `env.kwargs.x=1` may add its key; `tuned=null` takes the choice away; `total_steps=1e6` is a whole number.
+
+    Raises:
+        ConfigError: null for a group of which one option is needed.
+    """
+    prepared = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if text.startswith(OPEN_KEYS):
+            text = f"++{text}"
+        elif value == "null" and key in COMPONENTS:
+            raise ConfigError(f"{key}=null: one is needed; {suggest('', options(key))}")
+        elif value == "null" and (builtin_conf() / key).is_dir():
+            # Hydra knows `group: null` in a list of defaults, but typed it must be ~group.
+            text = f"~{key}"
+        elif "'" not in value and '"' not in value:
+            text = f"{key}={_EXPONENT.sub(_whole, value)}" if "=" in text else text
+        prepared.append(text)
+    return prepared
+
+
+def _whole(match: re.Match[str]) -> str:
+    number = float(match[0])
+    return str(int(number)) if number.is_integer() and abs(number) < 2**53 else match[0]
+
+
+def quote_values(overrides: Sequence[str], keys: frozenset[str]) -> list[str]:
+    """Quote the values of `keys`: a path may hold characters that mean something in Hydra's override grammar."""
+    quoted = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if equals and key.lstrip("+") in keys and value not in ("", "null") and value[0] not in "'\"$":
+            escaped = value.replace("'", "\\'")
+            text = f"{key}='{escaped}'"
+        quoted.append(text)
+    return quoted
+
+
+def parse_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
+    """Read overrides without composing anything."""
+    with translated():
+        return OverridesParser.create(config_loader=hydra.config_loader).parse_overrides(prepare(overrides))
+
+
+def check_hidden(config: DictConfig) -> None:
+    """Refuse a chosen option whose file in the user's folder is hidden by another one of parl's own.
+
+    Raises:
+        ConfigError: naming both files.
+    """
+    own = builtin_conf()
+    choices: Mapping[str, Any] = config.hydra.runtime.choices
+    folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
+    for group, option in choices.items():
+        shown = own / f"{group}/{option}.yaml"
+        for folder in folders:
+            file = folder / f"{group}/{option}.yaml"
+            if folder != own and shown.is_file() and file.is_file() and not filecmp.cmp(shown, file, shallow=False):
+                raise ConfigError(
+                    f"{group}={option}: {file} is hidden by parl's own option of that name; give it another name"
+                )

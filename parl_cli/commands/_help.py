@@ -1,0 +1,125 @@
+"""The help pages of the key=value commands: keys, values and what they mean, from the configs themselves.
+
+Written here, because Hydra's own page takes three times as long and cannot show what a key means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from parl_cli.commands import _conf
+from parl_cli.commands._flags import FLAGS_HELP
+from parl_cli.config import COMPONENTS, CheckpointConfig, EnvConfig, EvalConfig, LoggerConfig, TrainConfig
+
+_WIDTH = 34  # of the column `key=value`
+
+# The parts whose dataclass is at hand without torch; the others are documented by the comments in their YAML.
+_PARTS = {"env": EnvConfig, "checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig}
+
+_TRAIN_EXAMPLES = """\
+examples:
+  parl train algo=ppo env=cartpole num_envs=32
+  parl train env=gym env.id=MountainCarContinuous-v0 total_steps=1e6
+  parl train env=pendulum algo.learning_rate=1e-3 vectorizer=subprocess
+  parl train -m env=cartpole,acrobot seed=1,2,3     # six jobs
+  parl train env=cartpole --cfg job                 # what would be run
+  parl train env=acrobot --help                     # this page, with the values of that choice"""
+
+_EXAMPLES = {
+    "eval": """\
+examples:
+  parl eval checkpoint=outputs/ppo_cartpole/latest
+  parl eval checkpoint=RUN/checkpoints/100000 episodes=20 deterministic=false
+  parl eval checkpoint=RUN video=true output=videos""",
+    "resume": """\
+examples:
+  parl resume run=outputs/ppo_cartpole/latest
+  parl resume run=outputs/ppo_cartpole/latest total_steps=200000""",
+}
+
+
+def train_help(overrides: Sequence[str], config_dir: str | None) -> str:
+    """The page of `parl train`, with the values that `overrides` choose.
+
+    Raises:
+        ConfigError: the overrides do not compose.
+    """
+    from omegaconf import OmegaConf
+
+    from parl_cli.commands._compose import compose, session
+
+    with session(config_dir) as hydra:
+        config = compose(hydra, "train", overrides)
+    choices = config.hydra.runtime.choices
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    del values["hydra"]
+    train_yaml = _conf.comments(_conf.builtin_conf() / "train.yaml")
+    lines = ["parl train: train a policy, or several with -m", "", "usage: parl train [flags] [key=value …]", ""]
+    lines += [FLAGS_HELP, "", "choices, group=option (* the present one):"]
+    for group in _conf.groups(config_dir):
+        shown = [f"{name}*" if choices.get(group) == name else name for name in _conf.options(group, config_dir)]
+        lines.append(f"  {group:<12}{', '.join(shown)}")
+    lines += ["", "keys, with their present values:"]
+    documented = {field.name: field.metadata["doc"] for field in dataclasses.fields(TrainConfig) if field.metadata}
+    for key in dict.fromkeys([*documented, *values]):
+        if key in values and not isinstance(values[key], Mapping):
+            lines.append(_line(key, values[key], train_yaml.get(key) or documented.get(key, "")))
+    for key, part in values.items():
+        if isinstance(part, Mapping):
+            option = choices.get(key)
+            file = _conf.options(key, config_dir).get(str(option)) if key in (*COMPONENTS, "logger") else None
+            docs = {f.name: f.metadata["doc"] for f in dataclasses.fields(_PARTS[key])} if key in _PARTS else {}
+            docs |= _conf.comments(file) if file else _below(train_yaml, key)
+            title = documented.get(key, "") + (f" ({key}={option})" if option else "")
+            lines += [
+                "",
+                f"{key}: {title}",
+                *(_line(f"{key}.{path}", v, docs.get(path, "")) for path, v in _flat(part)),
+            ]
+    return "\n".join([*lines, "", _TRAIN_EXAMPLES])
+
+
+def command_help(name: str, config_class: type) -> str:
+    """The page of a command whose keys are the fields of `config_class`."""
+    from parl_cli.cli import COMMANDS
+
+    lines = [f"parl {name}: {COMMANDS[name]}", "", f"usage: parl {name} [flags] key=value …", "", FLAGS_HELP, ""]
+    lines += ["keys, with their defaults:"]
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(field.default):
+            for part in dataclasses.fields(field.default):
+                lines.append(_line(f"{field.name}.{part.name}", part.default, part.metadata["doc"]))
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            lines.append(f"  {f'{field.name}=…':<{_WIDTH}}{field.metadata['doc']} (required)")
+        else:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            lines.append(_line(field.name, default, field.metadata["doc"]))
+    return "\n".join([*lines, "", _EXAMPLES[name]])
+
+
+def _line(key: str, value: Any, doc: str) -> str:
+    return f"  {f'{key}={_show(value)}':<{_WIDTH}} {doc}".rstrip()
+
+
+def _show(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list):
+        return f"[{','.join(_show(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{key}:{_show(item)}' for key, item in value.items())}}}"
+    return str(value)
+
+
+def _flat(part: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in part.items():
+        if isinstance(value, Mapping) and value and f"{prefix}{key}" != "kwargs":
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _below(docs: Mapping[str, str], key: str) -> dict[str, str]:
+    return {path.removeprefix(f"{key}."): doc for path, doc in docs.items() if path.startswith(f"{key}.")}

@@ -1,0 +1,233 @@
+"""`parl list`: what there is, and what each supports, before anything is trained.
+
+Made from the registry, the config folders and the classes' own attributes (`summary`, `supports`, docstrings), so a
+new part shows up by being there. `parl list` alone loads no class; only the topics about networks load torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from parl_cli import registry
+from parl_cli.commands import _conf
+from parl_cli.commands._flags import parse_list_flags
+from parl_cli.config import EnvConfig, parse
+from parl_cli.errors import ConfigError, suggest
+
+Row = dict[str, str]
+
+
+def main(args: list[str]) -> int:
+    """Run `parl list`; returns the exit code."""
+    flags = parse_list_flags(args)
+    if flags.help:
+        print(help_text())
+        return 0
+    if flags.plugins:
+        from parl_cli.build import import_plugins
+
+        import_plugins(flags.plugins)
+    topics = [_topic(word) for word in flags.words]
+    if not topics:
+        tables = {"": overview(flags.config_dir)}
+    else:
+        tables = {topic: TOPICS[topic][1](flags.config_dir) for topic in topics}
+    if flags.json:
+        print(json.dumps(tables if len(tables) > 1 else next(iter(tables.values())), indent=1, ensure_ascii=False))
+    else:
+        _print(tables)
+    return 0
+
+
+def help_text() -> str:
+    """What `parl list --help` prints."""
+    lines = [f"  {name:<13}{doc}" for name, (doc, _) in TOPICS.items()]
+    return "\n".join(
+        [
+            "parl list: what there is, and what each supports",
+            "",
+            "usage: parl list [topic …] [--json] [--config-dir DIR] [plugins=[module]]",
+            "",
+            "topics (none: an overview):",
+            *lines,
+        ]
+    )
+
+
+def overview(config_dir: str | None) -> list[Row]:
+    """Every topic with its names."""
+    found = []
+    for topic, (doc, _) in TOPICS.items():
+        names = list(_conf.options(_GROUPS[topic], config_dir)) if topic in _GROUPS else registry.names(_KINDS[topic])
+        found.append({"topic": topic, "what": doc, "names": ", ".join(names)})
+    return found
+
+
+def algos(config_dir: str | None) -> list[Row]:
+    """Algorithms, with the spaces they take and the envs they have tuned hyper-parameters for."""
+    found = []
+    for name in registry.names("algo"):
+        cls = registry.load("algo", name)
+        supports = getattr(cls, "supports", {})
+        tuned = [
+            pair.removeprefix(f"{name}/") for pair in _conf.options("tuned", config_dir) if pair.startswith(f"{name}/")
+        ]
+        found.append(
+            {
+                "algo": name,
+                "what": _describe(cls),
+                "actions": ", ".join(supports.get("actions", ())),
+                "observations": ", ".join(supports.get("observations", ())),
+                "actors": ", ".join(supports.get("actors", ())),
+                "tuned for": ", ".join(tuned),
+            }
+        )
+    return found
+
+
+def envs(config_dir: str | None) -> list[Row]:
+    """Env presets, with the spaces they have here, or what to install."""
+    from omegaconf import OmegaConf
+
+    found = []
+    for name, file in _conf.options("env", config_dir).items():
+        row = dict.fromkeys(("env", "id", "obs", "actions", "limit", "extra", "installed", "what"), "")
+        row |= {"env": name, "what": _conf.summary(file)}
+        try:
+            config = parse(EnvConfig, OmegaConf.to_container(OmegaConf.load(file), resolve=True), "env")
+            row |= {"id": config.id or "", "extra": config.extra or ""}
+            row |= {"installed": "yes", **_spaces(config)}
+        except ConfigError as error:
+            row["installed"] = f"no: {error}"
+        found.append(row)
+    return found
+
+
+def wrappers(config_dir: str | None) -> list[Row]:
+    """Env wrappers, with their options."""
+    found = []
+    for name in registry.names("wrapper"):
+        cls = registry.load("wrapper", name)
+        fields = dataclasses.fields(cls.Config) if hasattr(cls, "Config") else ()
+        shown = [f"{f.name}={_default(f)}: {f.metadata.get('doc', '')}" for f in fields]
+        found.append({"wrapper": name, "what": _describe(cls), "options": "\n".join(shown)})
+    return found
+
+
+def _components(kind: str) -> Callable[[str | None], list[Row]]:
+    def rows(config_dir: str | None) -> list[Row]:
+        return [{kind: name, "what": _describe(registry.load(kind, name))} for name in registry.names(kind)]
+
+    return rows
+
+
+def _configs(group: str) -> Callable[[str | None], list[Row]]:
+    def rows(config_dir: str | None) -> list[Row]:
+        found = _conf.options(group, config_dir).items()
+        return [{group: name, "what": _conf.summary(file), "file": _short(file)} for name, file in found]
+
+    return rows
+
+
+TOPICS: dict[str, tuple[str, Callable[[str | None], list[Row]]]] = {
+    "algos": ("what learns: algo=", algos),
+    "envs": ("environments: env=", envs),
+    "vectorizers": ("how one actor steps its envs: vectorizer=", _components("vectorizer")),
+    "policies": ("networks that act: policy=", _components("policy")),
+    "actors": ("where acting runs: actors=", _components("actors")),
+    "wrappers": ("what can be put around an env: env.wrappers=[…]", wrappers),
+    "loggers": ("metric sinks, chosen by logger=", _configs("logger")),
+    "tuned": ("hyper-parameters found by algo= and env= together", _configs("tuned")),
+    "experiments": ("whole recipes: experiment=", _configs("experiment")),
+    "debug": ("for finding mistakes: debug=", _configs("debug")),
+}
+
+# Where the names of a topic come from, for the overview: a config group, or a kind of the registry.
+_GROUPS = {"envs": "env", "loggers": "logger", "tuned": "tuned", "experiments": "experiment", "debug": "debug"}
+_KINDS = {"algos": "algo", "vectorizers": "vectorizer", "policies": "policy", "actors": "actors", "wrappers": "wrapper"}
+
+
+def _topic(word: str) -> str:
+    singular = {kind: topic for topic, kind in (_GROUPS | _KINDS).items()}
+    topic = singular.get(word, word)
+    if topic not in TOPICS:
+        raise ConfigError(f"unknown topic {word!r}; {suggest(word, TOPICS)}")
+    return topic
+
+
+def _describe(cls: Any) -> str:
+    """A class in one line: its `summary`, the doc of its config's name, or its docstring's first line."""
+    if getattr(cls, "summary", None):
+        return str(cls.summary)
+    fields = dataclasses.fields(cls.Config) if hasattr(cls, "Config") else ()
+    named = next((f.metadata.get("doc", "") for f in fields if f.name == "name"), "")
+    if named and named != "registered name":
+        return str(named)
+    return (cls.__doc__ or "").strip().partition("\n")[0]
+
+
+def _spaces(config: EnvConfig) -> Row:
+    if config.id is None:
+        return {"obs": "of the id you give", "actions": "of the id you give"}
+    import gymnasium
+
+    from parl_cli.envs.factory import env_spec
+
+    # Some libraries leave a log in the working directory (MUJOCO_LOG.TXT); a listing leaves nothing.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
+        spec = env_spec(config)
+    name = config.id.rpartition(":")[2]
+    own = gymnasium.registry[name].max_episode_steps if name in gymnasium.registry else None
+    limit = config.max_episode_steps or own
+    return {
+        "obs": _space(spec.observation_space),
+        "actions": _space(spec.action_space),
+        "limit": str(limit) if limit else "",
+    }
+
+
+def _space(space: Any) -> str:
+    """A space without its bounds: `Box(3, 4) float32`, `Discrete(2)`."""
+    if type(space).__name__ == "Box":
+        return f"Box({', '.join(map(str, space.shape))}) {space.dtype}"
+    return str(space)
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return "null" if field.default is None else str(field.default)
+    return "…" if field.default_factory is dataclasses.MISSING else str(field.default_factory())
+
+
+def _short(file: Path) -> str:
+    own = _conf.builtin_conf()
+    return f"conf/{file.relative_to(own).as_posix()}" if file.is_relative_to(own) else str(file)
+
+
+def _print(tables: dict[str, list[Row]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200  # into a file or a pipe: long lines rather than folded ones
+    for title, rows in tables.items():
+        if not rows:
+            console.print(f"{title}: none")
+            continue
+        table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+        # A column that no row fills only takes room.
+        columns = [name for name in rows[0] if any(row[name] for row in rows)]
+        for i, name in enumerate(columns):
+            table.add_column(name, no_wrap=i == 0, style="bold" if i == 0 else "", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(row[name]) for name in columns))  # Text: a bracket is no markup
+        console.print(table)

@@ -1,0 +1,17 @@
+"""`parl resume`: go on with an interrupted run, or extend a finished one."""
+
+from __future__ import annotations
+
+from parl_cli.commands._command import run_command
+from parl_cli.config import ResumeCommand
+
+
+def main(args: list[str]) -> int:
+    """Run `parl resume`; returns the exit code."""
+    return run_command("resume", ResumeCommand, args, _resume, frozenset({"run"}))
+
+
+def _resume(command: ResumeCommand) -> None:
+    from parl_cli.experiment import resume_run  # torch, from here on
+
+    resume_run(command)

@@ -1,0 +1,28 @@
+"""`parl train`: compose, validate, make the run folder, train; with -m one job after another."""
+
+from __future__ import annotations
+
+from parl_cli.commands._flags import parse_flags
+
+
+def main(args: list[str]) -> int:
+    """Run `parl train`; returns the exit code."""
+    flags = parse_flags("train", args)
+    if flags.help:
+        from parl_cli.commands._help import train_help
+
+        print(train_help(flags.overrides, flags.config_dir))
+        return 0
+
+    from parl_cli.commands._compose import session
+    from parl_cli.commands._job import run_one, run_sweep
+    from parl_cli.commands._show import show
+
+    with session(flags.config_dir) as hydra:
+        if flags.cfg or flags.info:
+            show(hydra, "train", flags)
+        elif flags.multirun:
+            run_sweep(hydra, flags.overrides)
+        else:
+            run_one(hydra, flags.overrides)
+    return 0
