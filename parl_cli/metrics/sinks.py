@@ -1,0 +1,103 @@
+"""Where metric rows go: the contract of a sink, and the group that keeps a failing one from stopping a run.
+
+metrics.jsonl is the truth; every other sink is a copy of it. That settles both hard questions. A copy that fails is
+reported once and switched off, because nothing is lost. And on resume the truth is cut back to its checkpoint, then
+each copy makes itself agree with what the truth still holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from parl_cli.metrics.jsonl import JsonlSink, read_jsonl
+from parl_cli.types import Metrics
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """A copy of the truth: something that takes metric rows, one after another."""
+
+    def write(self, row: Metrics) -> None:
+        """Take one row; `env_steps` is its place on the x axis."""
+        ...
+
+    def resume(self, history: Iterable[Metrics]) -> None:
+        """Go on after `history`: all rows that the run keeps. Called at most once, before the first `write`."""
+        ...
+
+    def flush(self) -> None:
+        """Hand everything written so far to the operating system."""
+        ...
+
+    def close(self) -> None:
+        """Flush, and let go of every file. May be called twice."""
+        ...
+
+
+class SinkGroup:
+    """The run's sinks as one.
+
+    Args:
+        truth: metrics.jsonl. Its errors are the run's errors.
+        copies: sinks that may fail: the first exception becomes one warning line and switches that sink off.
+    """
+
+    def __init__(self, truth: JsonlSink, copies: Sequence[Sink] = ()) -> None:
+        self.truth = truth
+        self.copies = list(copies)
+
+    def write(self, row: Metrics) -> None:
+        """Give a row to every sink, the truth first."""
+        self.truth.write(row)
+        self._each("write", row)
+
+    def flush(self) -> None:
+        """Flush every sink."""
+        self.truth.flush()
+        self._each("flush")
+
+    def close(self) -> None:
+        """Close every sink, the copies too where the truth fails."""
+        self._each("close")
+        self.truth.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the metrics: how long the truth is. Syncs it to disk."""
+        return {"offset": self.truth.offset()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Cut the truth back to a checkpoint, and let the copies follow. Before the first `write`.
+
+        Raises:
+            CheckpointError: metrics.jsonl does not reach as far as the checkpoint says.
+        """
+        self.truth.truncate(state.get("offset"))
+        for sink in list(self.copies):
+            self._try(sink, "resume", read_jsonl(self.truth.path))
+
+    def _each(self, method: str, *args: Any) -> None:
+        for sink in list(self.copies):
+            self._try(sink, method, *args)
+
+    def _try(self, sink: Sink, method: str, *args: Any) -> None:
+        try:
+            getattr(sink, method)(*args)
+        # Any exception at all: third-party writers raise what they like, and none is worth a run.
+        except Exception as error:
+            self.copies.remove(sink)
+            log.warning(
+                "%s failed in %s (%s: %s) and is switched off; the run goes on, %s has every row",
+                type(sink).__name__, method, type(error).__name__, error, self.truth.path,
+            )  # fmt: skip
+            if method != "close":
+                self._let_go(sink)
+
+    def _let_go(self, sink: Sink) -> None:
+        try:
+            sink.close()
+        except Exception as error:
+            log.debug("%s could not be closed after it failed: %s", type(sink).__name__, error)

@@ -1,0 +1,124 @@
+import logging
+
+import pytest
+
+from parl_cli import registry
+from parl_cli.errors import CheckpointError, ParlError
+from parl_cli.metrics.csv import CsvSink
+from parl_cli.metrics.jsonl import JsonlSink, read_jsonl
+from parl_cli.metrics.sinks import Sink, SinkGroup
+
+
+class Recorder:
+    """A sink that remembers, and fails in the methods it is told to."""
+
+    def __init__(self, failing=()):
+        self.failing, self.calls, self.rows = failing, [], []
+
+    def _called(self, name):
+        self.calls.append(name)
+        if name in self.failing:
+            raise OSError(28, "No space left on device")
+
+    def write(self, row):
+        self._called("write")
+        self.rows.append(row["env_steps"])
+
+    def resume(self, history):
+        self._called("resume")
+        self.rows = [row["env_steps"] for row in history]
+
+    def flush(self):
+        self._called("flush")
+
+    def close(self):
+        self._called("close")
+
+
+def row(steps):
+    return {"env_steps": float(steps)}
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("logger") if name != "jsonl"])
+def test_every_registered_logger_beside_the_truth_is_a_sink(name, tmp_path):
+    sink = registry.load("logger", name)(tmp_path / "log")
+    assert isinstance(sink, Sink)
+    sink.close()
+
+
+def test_every_sink_gets_every_row(path):
+    copies = [Recorder(), Recorder()]
+    group = SinkGroup(JsonlSink(path), copies)
+    group.write(row(1))
+    group.write(row(2))
+    group.flush()
+    group.close()
+    assert [copy.rows for copy in copies] == [[1, 2], [1, 2]]
+    assert [r["env_steps"] for r in read_jsonl(path)] == [1, 2]
+    assert copies[0].calls[-2:] == ["flush", "close"]
+
+
+@pytest.mark.parametrize("method", ["write", "flush", "close"])
+def test_failing_copy_is_reported_once_and_the_others_go_on(path, caplog, method):
+    bad, good = Recorder(failing=(method,)), Recorder()
+    group = SinkGroup(JsonlSink(path), [bad, good])
+    with caplog.at_level(logging.WARNING):
+        for steps in (1, 2, 3):
+            group.write(row(steps))
+            group.flush()
+        group.close()
+    assert len(caplog.messages) == 1
+    assert "Recorder" in caplog.messages[0]
+    assert "No space left on device" in caplog.messages[0]
+    assert bad.calls.count(method) == 1
+    assert good.rows == [1, 2, 3]
+
+
+def test_copy_that_failed_is_closed_even_if_that_fails_too(path, caplog):
+    bad = Recorder(failing=("write", "close"))
+    group = SinkGroup(JsonlSink(path), [bad])
+    with caplog.at_level(logging.WARNING):
+        group.write(row(1))
+        group.close()
+    assert bad.calls == ["write", "close"]
+    assert len(caplog.messages) == 1
+
+
+def test_failure_of_the_truth_stops_the_run(path):
+    truth = JsonlSink(path)
+    group = SinkGroup(truth, [Recorder()])
+    truth.close()
+    with pytest.raises(ParlError, match=r"metrics\.jsonl"):
+        group.write(row(1))
+
+
+def test_resume_cuts_the_truth_and_the_copies_follow(path, tmp_path):
+    def make():
+        return SinkGroup(JsonlSink(path), [CsvSink(tmp_path / "metrics.csv"), Recorder()])
+
+    first = make()
+    first.write(row(1))
+    state = first.state_dict()
+    first.write({**row(2), "late": 1.0})
+    first.close()
+    second = make()
+    second.load_state_dict(state)
+    second.write(row(20))
+    second.close()
+    assert [r["env_steps"] for r in read_jsonl(path)] == [1, 20]
+    assert (tmp_path / "metrics.csv").read_text().split() == ["env_steps", "1", "20"]
+    assert second.copies[1].rows == [1, 20]
+
+
+@pytest.mark.parametrize("state", [{}, {"offset": 999}, {"offset": "x"}])
+def test_state_that_does_not_fit_the_file_is_refused(path, state):
+    group = SinkGroup(JsonlSink(path))
+    group.write(row(1))
+    with pytest.raises(CheckpointError):
+        group.load_state_dict(state)
+    group.close()
