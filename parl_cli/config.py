@@ -147,7 +147,7 @@ class TrainConfig:
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
     total_steps: int = option(100_000, "budget in env steps, rounded up to whole updates", ge=1)
     num_envs: int = option(32, "environments stepped in parallel, over all actors", ge=1)
-    num_threads: int | None = option(None, "threads of the learner's tensor maths; null: one per core", ge=1)
+    num_threads: int | None = option(None, "threads of tensor maths; null: 1 for a perceptron, else one per core", ge=1)
     init_from: str | None = option(None, "checkpoint whose weights to start from")
     plugins: list[str] = option([], "modules to import before names are looked up")
     env: EnvConfig = option(None, "the environment")

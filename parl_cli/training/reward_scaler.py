@@ -40,16 +40,17 @@ class RewardScaler:
     def __call__(self, rollout: Rollout) -> Tensor:
         """Fold the rollout's returns into the statistics and give its scaled rewards, [T, N(, A)]."""
         reward = rollout.reward.to("cpu", torch.float64)
-        ended = (rollout.terminated | rollout.truncated).cpu()
         mask = rollout.mask.cpu()
+        stop = (rollout.terminated | rollout.truncated).cpu() | ~mask
         envs = rollout.env_id.cpu()
-        running = self._accumulated[envs]
         returns = torch.empty_like(reward)
-        for t in range(len(reward)):
-            running = running * self.gamma + reward[t]
-            returns[t] = running
-            running = running.masked_fill(ended[t] | ~mask[t], 0.0)
-        self._accumulated[envs] = running
+        for columns in _turns(envs):
+            running = self._accumulated[envs[columns]]
+            for t in range(len(reward)):
+                running = running * self.gamma + reward[t, columns]
+                returns[t, columns] = running
+                running = running.masked_fill(stop[t, columns], 0.0)
+            self._accumulated[envs[columns]] = running
         self._merge(returns[mask])
         return (rollout.reward / math.sqrt(self.std**2 + 1e-8)).clamp(-self.clip, self.clip)
 
@@ -77,3 +78,12 @@ class RewardScaler:
         self._spread += float((returns - mean).square().sum()) + delta**2 * self._count * rows / total
         self._mean += delta * rows / total
         self._count = total
+
+
+def _turns(envs: Tensor) -> list[Tensor]:
+    """Columns grouped so that an env with several of them takes them one after another, in order."""
+    ids = envs.tolist()
+    if len(set(ids)) == len(ids):
+        return [torch.arange(len(ids))]
+    turn = [ids[:n].count(env) for n, env in enumerate(ids)]
+    return [torch.tensor([n for n, k in enumerate(turn) if k == wanted]) for wanted in range(max(turn) + 1)]
