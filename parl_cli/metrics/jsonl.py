@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from io import BufferedWriter
+from io import FileIO
 from pathlib import Path
 
 from parl_cli.errors import CheckpointError, ParlError
@@ -33,15 +33,16 @@ class JsonlSink:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._file: BufferedWriter | None = self._open()
+        self._file: FileIO | None = self._open()
 
     def write(self, row: Metrics) -> None:
         """Append one row and hand it to the operating system."""
         if self._file is None:
             raise ParlError(f"cannot write {self.path}: it is closed")
+        line = encode_row(row)
         try:
-            self._file.write(encode_row(row))
-            self._file.flush()
+            while line:  # an almost full disk takes part of a line
+                line = line[self._file.write(line) :]
         except OSError as error:
             raise self._failed(error) from error
 
@@ -93,9 +94,10 @@ class JsonlSink:
             file, self._file = self._file, None
             file.close()
 
-    def _open(self) -> BufferedWriter:
+    def _open(self) -> FileIO:
         try:
-            file = self.path.open("ab")
+            # Unbuffered: what a full disk refused must not be tried again, and fail again, on close.
+            file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise self._failed(error) from error
         file.seek(0, os.SEEK_END)  # some systems report 0 from tell() until the first append

@@ -1,5 +1,6 @@
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,14 @@ def test_offset_of_another_type_is_refused(path, offset):
 def test_unwritable_place_is_one_line_with_the_path(tmp_path):
     with pytest.raises(ParlError, match=r"cannot write .*metrics\.jsonl: No such file"):
         JsonlSink(tmp_path / "missing" / "metrics.jsonl")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_full_disk_is_one_line_and_the_file_can_still_be_closed():
+    sink = JsonlSink("/dev/full")
+    with pytest.raises(ParlError, match="cannot write /dev/full: No space left on device; free the disk"):
+        sink.write({"env_steps": 1.0})
+    sink.close()
 
 
 def test_writing_after_close_is_an_error(path):
