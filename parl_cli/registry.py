@@ -41,7 +41,6 @@ _TARGETS: dict[str, dict[str, str]] = {
         "time_limit": "parl_cli.envs.wrappers:TimeLimit",
     },
     "logger": {
-        "jsonl": "parl_cli.metrics.jsonl:JsonlSink",
         "csv": "parl_cli.metrics.csv:CsvSink",
         "tensorboard": "parl_cli.metrics.tensorboard:TensorBoardSink",
     },

@@ -44,7 +44,7 @@ def path(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names("logger") if name != "jsonl"])
+@pytest.mark.parametrize("name", registry.names("logger"))
 def test_every_registered_logger_beside_the_truth_is_a_sink(name, tmp_path):
     sink = registry.load("logger", name)(tmp_path / "log")
     assert isinstance(sink, Sink)
