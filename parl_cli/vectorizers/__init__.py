@@ -1,1 +1,30 @@
-"""How one actor steps its environments."""
+"""How one actor steps its environments.
+
+`parl_cli.vectorizers.{Serial,Thread,Subprocess}Vectorizer(env_fns, …)` are `gymnasium.vector.VectorEnv`s. They are
+imported when they are asked for, so that a worker process loads only what it runs.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from parl_cli.vectorizers.base import Vectorizer
+    from parl_cli.vectorizers.serial import SerialVectorizer
+    from parl_cli.vectorizers.subprocess import SubprocessVectorizer
+    from parl_cli.vectorizers.thread import ThreadVectorizer
+
+__all__ = ["SerialVectorizer", "SubprocessVectorizer", "ThreadVectorizer", "Vectorizer"]
+
+_MODULES = {
+    "SerialVectorizer": "serial",
+    "SubprocessVectorizer": "subprocess",
+    "ThreadVectorizer": "thread",
+    "Vectorizer": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

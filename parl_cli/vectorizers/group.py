@@ -1,0 +1,312 @@
+"""The heart of every vectorizer: some envs in one process, stepped in a plain Python loop.
+
+An `EnvGroup` makes its envs, steps and resets them, and writes what they return into its rows of the `Blocks`. It is
+the same code in this process, in a thread and in a worker process, which is why their traces are equal.
+
+The loop does per env what cannot be done for all at once (call the env, check and write the observation); episode
+accounting is array maths over the group. That keeps the overhead near half a microsecond per env step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+
+from parl_cli.errors import EnvError, ParlError
+from parl_cli.vectorizers.blocks import Blocks
+from parl_cli.vectorizers.description import EnvDescription
+
+EpisodeSeed = Callable[[int, int], int]  # (env id, episode number) -> reset seed
+RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode ended and was reset, info)
+
+_ENV_FAULTS = (Exception, SystemExit)  # an env may not end the process, but Ctrl-C may
+_LARGEST_REWARD = float(np.finfo(np.float32).max)
+
+
+class EnvGroup:
+    """Envs `first_id`, `first_id` + 1, …; `row` below is an env's index within the group.
+
+    Args:
+        env_fns: what makes the envs, called at once and in order.
+        first_id: id of the first env.
+        autoreset_mode: what happens to an env whose episode ended.
+        episode_seed: gives the seed of every reset that names none; None: such resets are unseeded.
+
+    Raises:
+        EnvError: a factory raised.
+        ConfigError: envs with different spaces.
+    """
+
+    def __init__(
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        first_id: int,
+        autoreset_mode: AutoresetMode,
+        episode_seed: EpisodeSeed | None,
+    ) -> None:
+        self.envs: list[gym.Env] = []
+        self._first_id = first_id
+        self._mode = autoreset_mode
+        self._episode_seed = episode_seed
+        try:
+            self._make(env_fns)
+        except ParlError:
+            with contextlib.suppress(EnvError):
+                self.close()
+            raise
+
+    def _make(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        for row, env_fn in enumerate(env_fns):
+            try:
+                env = env_fn()
+                description = EnvDescription.of(env)
+            except _ENV_FAULTS as error:
+                raise EnvError(f"env {self._first_id + row} could not be made: {_fault_text(error)}") from None
+            self.envs.append(env)
+            if row == 0:
+                self.description = description
+            self.description.check_same(description, self._first_id + row)
+
+    def attach(self, blocks: Blocks) -> None:
+        """Take the rows to write into. Comes before any reset."""
+        n, num_agents = len(self.envs), self.description.num_agents
+        lead = (n,) if num_agents is None else (n, num_agents)
+        self._blocks = blocks
+        self._steps = [env.step for env in self.envs]
+        self._item = blocks.obs.shape[1:]
+        self._dtype = blocks.obs.dtype
+        self._scalar_actions = num_agents is None and isinstance(self.description.action_space, spaces.Discrete)
+        self._infos: list[dict] = [{}] * n
+        self._seeds: list[int | None] = [None] * n
+        self._alive = np.zeros(lead, np.bool_)
+        self._over = np.zeros(n, np.bool_)  # the episode ended and nobody has reset the env yet
+        self._return = np.zeros(lead, np.float64)
+        self._length = np.zeros(n, np.int64)
+        blocks.mask[:] = True
+        blocks.episode_numbers[:] = -1
+
+    def begin(self) -> None:
+        """Reset every env into the episode that its row of `episode_numbers` names."""
+        for row in range(len(self.envs)):
+            self._reset_row(row, self._seed_of(row))
+
+    def reset(self, rows: list[int], seeds: list[int | None], options: dict | None) -> list[RowInfo]:
+        """Reset some envs. A given seed begins the count of episodes anew; without one, it is the next episode."""
+        infos: list[RowInfo] = []
+        for row, seed in zip(rows, seeds, strict=True):
+            if seed is None:
+                info = self._next_episode(row, options)
+            else:
+                self._blocks.episode_numbers[row] = 0
+                info = self._reset_row(row, seed, options)
+            if info:
+                infos.append((row, None, info))
+        return infos
+
+    def step(self, rows: list[int] | None = None, want_infos: bool = False) -> list[RowInfo] | None:
+        """Step some envs (None: all) with the actions in their rows.
+
+        Returns:
+            Where `want_infos`: one entry per env that had something to tell; None if no env had.
+
+        Raises:
+            EnvError: an env raised, or returned what its spaces do not allow.
+        """
+        stepped = range(len(self.envs)) if rows is None else rows
+        where: Any = slice(None) if rows is None else np.array(rows, np.int64)
+        infos: list[RowInfo] = []
+        if self._mode is not AutoresetMode.SAME_STEP and self._over.any():
+            stepped, where = self._pass_over(stepped, infos)
+        blocks = self._blocks
+        taken = blocks.action[where]
+        # a copy: an env may keep its action, and the block is overwritten by the next send
+        actions = taken.tolist() if self._scalar_actions else taken.copy()
+        loop = self._step_envs if self.description.num_agents is None else self._step_agents
+        loop(stepped, actions)
+        ended = self._account(stepped, where, actions)
+        finals: dict[int, dict] = {}
+        if ended.any():
+            for j in ended.nonzero()[0].tolist():
+                self._end_episode(stepped[j], finals)
+        if want_infos:
+            for row in stepped:
+                if self._infos[row] or row in finals:
+                    infos.append((row, finals.get(row), self._infos[row]))
+        return sorted(infos, key=lambda entry: entry[0]) if infos and want_infos else None
+
+    def call(self, name: str, args: tuple, kwargs: dict) -> list[Any]:
+        """Attribute `name` of every env, called where it can be."""
+        results = []
+        for row, env in enumerate(self.envs):
+            try:
+                attribute = env.get_wrapper_attr(name)
+                results.append(attribute(*args, **kwargs) if callable(attribute) else attribute)
+            except _ENV_FAULTS as error:
+                self._fail(row, f"failed in {name}", error)
+        return results
+
+    def set_attr(self, name: str, values: list[Any]) -> None:
+        """Set attribute `name` of every env, one value each."""
+        for row, (env, value) in enumerate(zip(self.envs, values, strict=True)):
+            try:
+                env.set_wrapper_attr(name, value)
+            except _ENV_FAULTS as error:
+                self._fail(row, f"could not set {name}", error)
+
+    def close(self) -> None:
+        """Close every env, also when one of them raises."""
+        faults = []
+        for row, env in enumerate(self.envs):
+            try:
+                env.close()
+            except _ENV_FAULTS as error:
+                faults.append(f"env {self._first_id + row} failed in close: {_fault_text(error)}")
+        self.envs = []
+        if faults:
+            raise EnvError(faults[0])
+
+    def _step_envs(self, rows: Sequence[int], actions: Any) -> None:
+        """The hot loop. Lookups are hoisted, and an array is only looked at closely where it is not as declared."""
+        blocks = self._blocks
+        obs_block, rewards, terminated, truncated = blocks.obs, blocks.reward, blocks.terminated, blocks.truncated
+        steps, infos, item, dtype, array = self._steps, self._infos, self._item, self._dtype, np.ndarray
+        row = -1
+        action = None
+        try:
+            for row, action in zip(rows, actions, strict=True):
+                obs, rewards[row], terminated[row], truncated[row], infos[row] = steps[row](action)
+                if type(obs) is not array or obs.shape != item or obs.dtype is not dtype:
+                    obs = self._conform(obs)  # numpy would broadcast a wrong shape in silence
+                obs_block[row] = obs
+        except _ENV_FAULTS as error:
+            self._fail(row, "failed in step", error, action)
+
+    def _step_agents(self, rows: Sequence[int], actions: Any) -> None:
+        """The same for multi-agent envs: every field has an agent axis, and its shape is checked."""
+        blocks, agents = self._blocks, self._alive.shape[1:]
+        row = -1
+        action = None
+        try:
+            for row, action in zip(rows, actions, strict=True):
+                obs, *results, self._infos[row] = self._steps[row](action)
+                blocks.obs[row] = self._conform(obs)
+                for name, value in zip(("reward", "terminated", "truncated"), results, strict=True):
+                    per_agent = np.asarray(value)
+                    if per_agent.shape != agents:
+                        raise ValueError(f"{name} has shape {per_agent.shape}; one per agent is {agents}")
+                    getattr(blocks, name)[row] = per_agent
+        except _ENV_FAULTS as error:
+            self._fail(row, "failed in step", error, action)
+
+    def _account(self, rows: Sequence[int], where: Any, actions: Any) -> np.ndarray:
+        """Count the step into the episodes; which of `rows` ended theirs, bool [len(rows)]."""
+        blocks = self._blocks
+        if self.description.num_agents is not None:
+            alive = self._alive[where]
+            blocks.mask[where] = alive
+            # what an env says of a dead agent is filler
+            blocks.reward[where] = np.where(alive, blocks.reward[where], 0.0)
+            blocks.terminated[where] &= alive
+            blocks.truncated[where] &= alive
+        rewards = blocks.reward[where]
+        if not np.abs(rewards).max(initial=0.0) <= _LARGEST_REWARD:  # not <=: a NaN compares false
+            bad = ~(np.abs(rewards) <= _LARGEST_REWARD).reshape(len(rows), -1).all(axis=1)
+            j = int(bad.argmax())
+            self._fail(rows[j], f"broke its contract: reward {rewards[j]} is not a finite float32", None, actions[j])
+        self._return[where] += rewards
+        self._length[where] += 1
+        over = blocks.terminated[where] | blocks.truncated[where]
+        if self.description.num_agents is not None:
+            alive = alive & ~over
+            self._alive[where] = alive
+            over = ~alive.any(axis=1)
+        blocks.ended[where] = over
+        return over
+
+    def _end_episode(self, row: int, finals: dict[int, dict]) -> None:
+        blocks, info = self._blocks, self._infos[row]
+        blocks.final_obs[row] = blocks.obs[row]
+        episode = info.get("episode")
+        if isinstance(episode, dict) and "r" in episode and "l" in episode:
+            # a recorder below the reward wrappers knows the raw return
+            blocks.episode_return[row], blocks.episode_length[row] = episode["r"], episode["l"]
+        else:
+            blocks.episode_return[row], blocks.episode_length[row] = self._return[row], self._length[row]
+        if self._mode is AutoresetMode.SAME_STEP:
+            finals[row] = info
+            self._infos[row] = self._next_episode(row)
+        else:
+            self._over[row] = True
+
+    def _pass_over(self, rows: Sequence[int], infos: list[RowInfo]) -> tuple[list[int], np.ndarray]:
+        """Reset those of `rows` whose episode ended in an earlier step; the others are returned, to be stepped."""
+        blocks, left = self._blocks, []
+        for row in rows:
+            if not self._over[row]:
+                left.append(row)
+                continue
+            if self._mode is AutoresetMode.DISABLED:
+                raise ParlError(
+                    f"env {self._first_id + row}: its episode is over and autoreset_mode is disabled; "
+                    'reset it with reset(options={"reset_mask": …}) before the next step'
+                )
+            blocks.reward[row], blocks.terminated[row], blocks.truncated[row] = 0.0, False, False
+            infos.append((row, None, self._next_episode(row)))
+        return left, np.array(left, np.int64)
+
+    def _next_episode(self, row: int, options: dict | None = None) -> dict:
+        self._blocks.episode_numbers[row] += 1
+        return self._reset_row(row, self._seed_of(row), options)
+
+    def _seed_of(self, row: int) -> int | None:
+        if self._episode_seed is None:
+            return None
+        return int(self._episode_seed(self._first_id + row, int(self._blocks.episode_numbers[row])))
+
+    def _reset_row(self, row: int, seed: int | None, options: dict | None = None) -> dict:
+        self._seeds[row] = seed
+        self._alive[row] = True
+        self._over[row] = False
+        self._return[row] = 0.0
+        self._length[row] = 0
+        try:
+            # options only where there are some: Gymnasium's autoreset passes none, and older envs take none
+            env = self.envs[row]
+            obs, info = env.reset(seed=seed) if options is None else env.reset(seed=seed, options=options)
+            self._blocks.obs[row] = self._conform(obs)
+        except _ENV_FAULTS as error:
+            self._fail(row, "failed in reset", error)
+        return info
+
+    def _conform(self, obs: Any) -> Any:
+        """The observation, if it can be written into its row without harm; raises if not."""
+        if type(obs) is int and not self._item:
+            return obs
+        array = np.asarray(obs)
+        if array.shape != self._item:
+            raise ValueError(f"observation has shape {array.shape}; the observation space says {self._item}")
+        if not np.can_cast(array.dtype, self._dtype, "same_kind"):
+            raise TypeError(f"observation has dtype {array.dtype}; the observation space says {self._dtype}")
+        return array
+
+    def _fail(self, row: int, what: str, error: BaseException | None, action: Any = None) -> NoReturn:
+        """Raise the EnvError that says which env, when, and on what; `error` is told as text, never kept."""
+        details = f"seed {self._seeds[row]}, episode {self._blocks.episode_numbers[row]}, step {self._length[row] + 1}"
+        if action is not None:
+            details += f", action {' '.join(str(action).split())[:200]}"
+        cause = f": {_fault_text(error)}" if error is not None else ""
+        raise EnvError(f"env {self._first_id + row} {what} ({details}){cause}") from None
+
+
+def _fault_text(error: BaseException) -> str:
+    """`Type: message` on the first line, then the traceback. Text, because not every exception can be pickled."""
+    lines = traceback.format_exception_only(type(error), error)
+    summary = next(line for line in lines if not line[0].isspace()).splitlines()[0]
+    return f"{summary}\n\n{''.join(traceback.format_exception(error)).rstrip()}"

@@ -1,0 +1,79 @@
+"""Memory that a vectorizer shares with its workers and that nobody can leave behind.
+
+On POSIX it is a file that has no name (in /dev/shm on Linux, in the temporary folder elsewhere), passed to the workers
+as an open descriptor over their pipe. The kernel frees it when the last process that maps it is gone, however that
+process ends: there is nothing to unlink, sweep or track. `multiprocessing.shared_memory` has names, so a killed
+parent leaves them behind, and its resource tracker must be kept in step with every attach.
+
+On Windows it is a named section, which the system frees in the same way.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import sys
+import tempfile
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+
+from parl_cli.errors import ConfigError
+
+_FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None  # None: the system's temporary folder
+
+
+class SharedMemory:
+    """A block of zeroed memory that can be sent to other processes.
+
+    Args:
+        size: bytes.
+
+    Raises:
+        ConfigError: there is not so much of it.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        if sys.platform == "win32":
+            self._name = f"parl-{os.getpid()}-{secrets.token_hex(8)}"
+            self.buffer = mmap.mmap(-1, size, tagname=self._name)
+            return
+        self._file = tempfile.TemporaryFile(dir=_FOLDER)  # noqa: SIM115 — lives as long as workers may start
+        try:
+            # reserve it now: memory that runs out later is a bus error in the middle of a step
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(self._file.fileno(), 0, size)
+            else:
+                os.ftruncate(self._file.fileno(), size)
+            self.buffer = mmap.mmap(self._file.fileno(), size)
+        except OSError as error:
+            self._file.close()
+            raise ConfigError(
+                f"{size / 2**20:,.1f} MB of shared memory for observations: {_FOLDER or tempfile.gettempdir()} cannot "
+                f"hold it ({error.strerror}); lower num_envs, use vectorizer=thread, or give the container a larger "
+                "--shm-size"
+            ) from None
+
+    def send(self, connection: Connection, pid: int | None) -> None:
+        """Give it to the process at the other end, which calls `receive`."""
+        if sys.platform == "win32":
+            connection.send_bytes(self._name.encode())
+        else:
+            reduction.send_handle(connection, self._file.fileno(), pid)
+
+    def close_file(self) -> None:
+        """Forget the descriptor; the memory stays for as long as something maps it. May be called again."""
+        if sys.platform != "win32":
+            self._file.close()
+
+
+def receive(connection: Connection, size: int) -> mmap.mmap:
+    """Map what the other end sends with `SharedMemory.send`."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, size, tagname=connection.recv_bytes().decode())
+    descriptor = reduction.recv_handle(connection)
+    try:
+        return mmap.mmap(descriptor, size)
+    finally:
+        os.close(descriptor)
