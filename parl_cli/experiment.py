@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -348,6 +349,9 @@ def _run(experiment: Experiment) -> float | None:
         commands["go on"] = f"parl resume run={place}"
     title = {"budget": "finished"}.get(reason, reason)
     console.print_result(progress.tracker.summary() | {"run folder": place}, title=title, commands=commands)
+    if interrupted:
+        # whoever waits for this process must know: 130 for Ctrl-C, 143 for SIGTERM; the rest of a sweep is not run
+        raise SystemExit(128 + signal.Signals[reason.removeprefix("interrupted: ")])
     return final_return
 
 

@@ -1,0 +1,47 @@
+"""Runs the real `parl` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment of a child that finds this checkout, and no settings of the person who runs the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PARL_", "HYDRA_", "COMP_"))}
+    path = os.pathsep.join(filter(None, [str(ROOT), kept.get("PYTHONPATH", "")]))
+    # A fixed width: what is folded must not depend on the terminal that pytest runs in.
+    return {**kept, "PYTHONPATH": path, "COLUMNS": "160", **(extra or {})}
+
+
+def parl(
+    *args: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """`parl *args` in the folder `cwd`; the result holds the exit code and both outputs."""
+    return subprocess.run(
+        [sys.executable, "-m", "parl_cli", *args],
+        cwd=cwd,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+# The smallest training that does everything: two updates of PPO on two envs.
+TINY = (
+    "total_steps=64",
+    "num_envs=2",
+    "algo.num_steps=16",
+    "algo.num_epochs=1",
+    "algo.num_minibatches=1",
+    "logger=none",
+    "device=cpu",
+    "num_threads=1",
+)

@@ -1,0 +1,58 @@
+import pytest
+
+from parl_cli.commands.completion import complete, main
+from parl_cli.errors import ConfigError
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("parl tr", ["train"]),
+        ("parl train al", ["algo.", "algo="]),
+        ("parl train algo=pp", ["algo=ppo"]),
+        ("parl train env=cartp", ["env=cartpole"]),
+        ("parl train -m env=acrobot,cartp", ["env=acrobot,cartpole"]),
+        ("parl train algo.gam", ["algo.gamma="]),
+        ("parl train env=pendulum checkpoint.k", ["checkpoint.keep="]),
+        ("parl train --mult", ["--multirun"]),
+        ("parl train --cfg j", ["job"]),
+        ("parl eval epi", ["episodes="]),
+        ("parl resume checkpoint.", ["checkpoint.env="]),
+        ("parl list env", ["envs"]),
+        ("parl completion b", ["bash"]),
+        ("parl train nonsense.x", []),
+        ("parl train env=nonsense al", []),
+        ("parl nonsense x", []),
+    ],
+)
+def test_the_last_word_is_completed(line, words):
+    assert complete(line) == words
+
+
+def test_a_new_word_completes_to_every_command():
+    assert {"train", "eval", "resume", "list"} <= set(complete("parl "))
+
+
+def test_checkpoints_complete_to_folders(elsewhere):
+    (elsewhere / "outputs" / "a").mkdir(parents=True)
+    (elsewhere / "outputs" / "b.txt").touch()
+    assert complete("parl eval checkpoint=out") == ["checkpoint=outputs/"]
+    assert complete("parl eval checkpoint=outputs/") == ["checkpoint=outputs/a/"]
+
+
+def test_only_the_line_before_the_cursor_counts(monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", "parl trXXX")
+    monkeypatch.setenv("COMP_POINT", "7")
+    assert main(["query"]) == 0
+    assert capsys.readouterr().out == "train\n"
+
+
+def test_an_unknown_shell_is_an_error():
+    with pytest.raises(ConfigError, match="tcsh"):
+        main(["tcsh"])

@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from parl_cli import registry
+from parl_cli.commands import _conf
+from parl_cli.commands.list import TOPICS, main
+from parl_cli.errors import ConfigError
+
+
+def rows(capsys, *args):
+    assert main([*args, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_topic_can_be_listed(topic, capsys):
+    assert main([topic]) == 0
+    assert topic in capsys.readouterr().out
+
+
+def test_overview_names_every_topic_and_every_env(capsys):
+    shown = {row["topic"]: row["names"] for row in rows(capsys)}
+    assert set(shown) == set(TOPICS)
+    assert set(_conf.options("env")) == set(shown["envs"].split(", "))
+
+
+def test_algorithms_say_what_they_support(capsys):
+    shown = {row["algo"]: row for row in rows(capsys, "algos")}
+    assert set(shown) == set(registry.names("algo"))
+    for row in shown.values():
+        assert row["what"]
+        assert row["actions"]
+        assert row["observations"]
+    assert "Discrete" in shown["ppo"]["actions"]
+
+
+def test_envs_show_spaces_and_time_limit(capsys):
+    cartpole = next(row for row in rows(capsys, "envs") if row["env"] == "cartpole")
+    assert cartpole["id"] == "CartPole-v1"
+    assert cartpole["obs"] == "Box(4) float32"
+    assert cartpole["actions"] == "Discrete(2)"
+    assert cartpole["limit"] == "500"
+    assert cartpole["installed"] == "yes"
+
+
+def test_an_env_that_cannot_be_built_says_why(tmp_path, capsys):
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env" / "ghost.yaml").write_text("# Not there.\nname: ghost\nid: Ghost-v0\n")
+    ghost = next(row for row in rows(capsys, "envs", "--config-dir", str(tmp_path)) if row["env"] == "ghost")
+    assert ghost["installed"].startswith("no: env.id=Ghost-v0")
+
+
+def test_listing_envs_leaves_nothing_in_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows(capsys, "envs")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrappers_show_their_options(capsys):
+    stack = next(row for row in rows(capsys, "wrappers") if row["wrapper"] == "frame_stack")
+    assert "num=4" in stack["options"]
+
+
+def test_several_topics_are_keyed_by_name(capsys):
+    assert set(rows(capsys, "actors", "vectorizers")) == {"actors", "vectorizers"}
+
+
+def test_a_group_name_is_as_good_as_its_topic(capsys):
+    assert rows(capsys, "env") == rows(capsys, "envs")
+
+
+def test_an_unknown_topic_is_an_error():
+    with pytest.raises(ConfigError, match="did you mean envs"):
+        main(["envz"])

@@ -1,0 +1,123 @@
+"""YAML holds values and dataclasses hold types: these tests keep the two equal, whatever is added to conf/."""
+
+import dataclasses
+
+import pytest
+from omegaconf import OmegaConf
+
+from parl_cli import registry
+from parl_cli.commands import _conf
+from parl_cli.commands._compose import compose, plain, session
+from parl_cli.config import (
+    CheckpointConfig,
+    EnvConfig,
+    EvalCommand,
+    EvalConfig,
+    LoggerConfig,
+    ResumeCommand,
+    TrainConfig,
+    parse,
+    parse_train,
+    to_plain,
+)
+
+CONF = _conf.builtin_conf()
+COMPONENTS = ("vectorizer", "policy", "actors", "algo")
+PARTS = {"checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig}
+
+
+def read(file):
+    return OmegaConf.to_container(OmegaConf.load(file))
+
+
+def composed(*overrides):
+    with session() as hydra:
+        return plain(compose(hydra, "train", overrides))
+
+
+def all_of(*groups):
+    return [pytest.param(group, name, id=f"{group}={name}") for group in groups for name in _conf.options(group)]
+
+
+@pytest.mark.parametrize(("group", "name"), all_of(*COMPONENTS))
+def test_component_preset_has_every_key_of_its_dataclass_and_no_other(group, name):
+    values = read(CONF / group / f"{name}.yaml")
+    config = registry.load(group, values["name"]).Config
+    assert set(values) == {field.name for field in dataclasses.fields(config)}
+    assert to_plain(parse(config, values, group)) == values
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in COMPONENTS for name in registry.names(group)])
+def test_preset_named_like_its_component_holds_the_defaults(group, name):
+    config = registry.load(group, name).Config
+    assert parse(config, read(CONF / group / f"{name}.yaml"), group) == config()
+
+
+@pytest.mark.parametrize(("group", "name"), [*all_of(*COMPONENTS), ("logger", "default")])
+def test_every_key_of_a_preset_has_a_comment(group, name):
+    file = CONF / group / f"{name}.yaml"
+    assert set(read(file)) <= set(_conf.comments(file))
+
+
+@pytest.mark.parametrize(("group", "name"), all_of("env"))
+def test_env_preset_is_called_like_its_file_and_parses(group, name):
+    values = read(CONF / "env" / f"{name}.yaml")
+    assert parse(EnvConfig, values, "env").name == name
+    assert set(values) == {field.name for field in dataclasses.fields(EnvConfig)}
+
+
+@pytest.mark.parametrize(("group", "name"), all_of("experiment", "debug", "logger"))
+def test_recipe_composes_to_a_valid_config(group, name):
+    parse_train(composed(f"{group}={name}"))
+
+
+@pytest.mark.parametrize("pair", _conf.options("tuned"))
+def test_tuned_preset_is_found_by_its_algorithm_and_env(pair):
+    algo, env = pair.split("/")
+    tuned = composed(f"algo={algo}", f"env={env}")
+    untuned = composed(f"algo={algo}", f"env={env}", "tuned=null")
+    parse_train(tuned)
+    assert tuned != untuned
+
+
+def test_train_yaml_holds_the_defaults_of_its_dataclass():
+    values = read(CONF / "train.yaml")
+    defaults = {f.name: f for f in dataclasses.fields(TrainConfig)}
+    for key, value in values.items():
+        if key in ("defaults", "hydra", "name"):
+            continue
+        if key in PARTS:
+            assert parse(PARTS[key], value) == PARTS[key]()
+            assert set(value) == {field.name for field in dataclasses.fields(PARTS[key])}
+        else:
+            default = defaults[key]
+            assert value == (default.default_factory() if default.default is dataclasses.MISSING else default.default)
+
+
+def test_a_composed_config_has_exactly_the_keys_of_train_config():
+    assert set(composed()) == {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def test_default_logger_holds_the_defaults_of_its_dataclass():
+    assert parse(LoggerConfig, read(CONF / "logger" / "default.yaml")) == LoggerConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "cls", "key"), [("eval", EvalCommand, "checkpoint"), ("resume", ResumeCommand, "run")]
+)
+def test_command_yaml_holds_the_defaults_of_its_dataclass(name, cls, key):
+    values = read(CONF / f"{name}.yaml")
+    del values["defaults"]
+    assert set(values) == {field.name for field in dataclasses.fields(cls)}
+    assert values[key] == "???"
+    assert parse(cls, values | {key: "x"}) == cls(**{key: "x"})
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "resume"])
+def test_every_key_of_a_command_has_a_comment(name):
+    documented = _conf.comments(CONF / f"{name}.yaml")
+    for key, value in read(CONF / f"{name}.yaml").items():
+        if key in ("defaults", "hydra"):
+            continue
+        for path in [f"{key}.{part}" for part in value] if isinstance(value, dict) else [key]:
+            assert path in documented
