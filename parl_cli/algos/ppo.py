@@ -194,6 +194,9 @@ class PPO:
             self.kl_penalty_coef = kl_penalty_coef(
                 self.kl_penalty_coef, metrics["policy/approx_kl"], config.kl_penalty_target
             )
+        num_means = self.policy.distribution.num_means
+        if num_means:
+            metrics["policy/std_mean"] = float(rollout.extras["dist_params"][..., num_means:].exp().mean())
         actor_group, critic_group = self.optimizer.param_groups
         return metrics | {
             "value/explained_variance": float(explained_variance(value, returns, rollout.mask)),

@@ -1,0 +1,160 @@
+"""Train env × algorithm × seed from the command line's defaults, evaluate, and keep a table of what came out.
+
+    python tests/learning/run.py                      # everything listed in TARGETS
+    python tests/learning/run.py ppo/pendulum --seeds 3
+
+Each seed is `parl train algo=… env=… seed=…`, with nothing else typed, then `parl eval` of its last checkpoint over
+100 deterministic episodes. One row per (env, algorithm, seed, commit) is added to results.csv; rows that are there
+are not run again, so the command can be stopped and repeated. RESULTS.md is written anew from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROWS = HERE / "results.csv"
+TABLE = HERE / "RESULTS.md"
+FIELDS = ["task", "seed", "commit", "return", "return_std", "steps", "wall_s", "steps_per_s", "machine"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a task should reach, and what the anchors of the field published for it."""
+
+    seeds: int
+    threshold: float
+    published: str
+
+
+TARGETS = {
+    "ppo/cartpole": Target(5, 475, "500 (RL Zoo PPO, 100k)"),
+    "ppo/acrobot": Target(3, -90, "−73.5 (RL Zoo PPO, 1M), −86.4 (CleanRL PPO, 500k)"),
+    "ppo/pendulum": Target(3, -200, "−172.2 (RL Zoo PPO, 100k)"),
+    "ppo/mountain_car": Target(3, -200, "−110.4 (RL Zoo PPO, 1M), −200 (CleanRL PPO, 500k)"),
+    "ppo/lunar_lander": Target(3, 0, "242.1 (RL Zoo PPO, 1M)"),
+}
+
+
+def train_and_evaluate(task: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Run one seed in `folder` and return its row."""
+    algo, env = task.split("/")
+    run = folder / "run"
+    started = time.perf_counter()
+    _parl("train", f"algo={algo}", f"env={env}", f"seed={seed}", f"hydra.run.dir={run}", cwd=folder)
+    wall_s = time.perf_counter() - started
+    _parl("eval", f"checkpoint={run}", f"output={folder / 'eval'}", cwd=folder)
+    report = json.loads((folder / "eval" / "eval.json").read_text())
+    info = json.loads((run / "run.json").read_text())
+    return {
+        "task": task,
+        "seed": seed,
+        "commit": commit(),
+        "return": round(report["mean_return"], 2),
+        "return_std": round(report["std_return"], 2),
+        "steps": info["env_steps"],
+        "wall_s": round(wall_s, 1),
+        "steps_per_s": round(info["env_steps"] / info["wall_s"]),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+    }
+
+
+def commit() -> str:
+    """The commit being measured; `+` where the package or its configs differ from it."""
+    root = HERE.parent.parent
+    sha = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+    dirty = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "parl_cli", "conf"], cwd=root, check=False)
+    return sha.stdout.strip() + ("+" if dirty.returncode else "")
+
+
+def read_rows() -> list[dict[str, str]]:
+    """All rows so far."""
+    if not ROWS.exists():
+        return []
+    with ROWS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def add_row(row: dict[str, Any]) -> None:
+    """Append a row, the header first where the file is new."""
+    new = not ROWS.exists()
+    with ROWS.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def write_table() -> None:
+    """RESULTS.md: per task the rows of its newest commit, with mean, standard deviation and 95 % interval."""
+    from parl_cli.training.evaluate import bootstrap_interval
+
+    lines = [
+        "# Learning results",
+        "",
+        "Written by `python tests/learning/run.py` from results.csv. Each seed: `parl train algo=… env=… seed=…`, "
+        "nothing else typed, then 100 deterministic episodes of the last checkpoint. ± is the standard deviation over "
+        "seeds, [ ] the bootstrapped 95 % interval of the mean.",
+        "",
+        "| task | return | per seed | env steps | wall time | steps/s | published | commit | machine |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = read_rows()
+    for task, target in TARGETS.items():
+        own = [row for row in rows if row["task"] == task]
+        if not own:
+            continue
+        newest = [row for row in own if row["commit"] == own[-1]["commit"]]
+        returns = [float(row["return"]) for row in newest]
+        mean = sum(returns) / len(returns)
+        spread = (sum((r - mean) ** 2 for r in returns) / max(1, len(returns) - 1)) ** 0.5
+        low, high = bootstrap_interval(returns)
+        wall = sum(float(row["wall_s"]) for row in newest) / len(newest)
+        speed = sum(float(row["steps_per_s"]) for row in newest) / len(newest)
+        lines.append(
+            f"| `{task}` | {mean:.1f} ± {spread:.1f} [{low:.1f}, {high:.1f}] | "
+            f"{', '.join(f'{r:.1f}' for r in returns)} | {int(newest[0]['steps']):,} | {wall:.0f} s | "
+            f"{speed / 1000:.1f}k | {target.published} | {newest[0]['commit']} | {newest[0]['machine']} |"
+        )
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Run what is asked for and not yet there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tasks", nargs="*", default=list(TARGETS), help="algo/env, default: all that are listed")
+    parser.add_argument("--seeds", type=int, help="seeds 1…N; default: as listed")
+    arguments = parser.parse_args()
+    for task in arguments.tasks:
+        for seed in range(1, (arguments.seeds or TARGETS[task].seeds) + 1):
+            done = {(row["task"], row["seed"], row["commit"]) for row in read_rows()}
+            if (task, str(seed), commit()) in done:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                row = train_and_evaluate(task, seed, Path(folder))
+            add_row(row)
+            write_table()
+            print(f"{task} seed {seed}: {row['return']} ± {row['return_std']} in {row['wall_s']} s", flush=True)
+    write_table()
+
+
+def _parl(*arguments: str, cwd: Path) -> None:
+    command = [sys.executable, "-m", "parl_cli", *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * 3600, check=False)
+    if done.returncode:
+        raise RuntimeError(f"parl {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+
+
+if __name__ == "__main__":
+    main()
