@@ -93,16 +93,18 @@ class WorkerCalls:
         """Wait for every answer that is owed: the last result of each worker, or the first error."""
         limit = float("inf") if timeout is None else time.monotonic() + timeout
         while any(self._owed):
-            until = min(deadline for deadline, owed in zip(self._deadlines, self._owed, strict=True) if owed)
+            until = min(itertools.compress(self._deadlines, self._owed))
             replies = self._replies(max(0.0, min(until, limit) - time.monotonic()))
             for worker, result in replies:
                 self._owed[worker] -= 1
                 self._results[worker] = result
                 if isinstance(result, BaseException):
                     self._errors.setdefault(worker, result)
-            if not replies and time.monotonic() >= until:
+            if replies:
+                continue
+            if time.monotonic() >= until:
                 self._give_up()
-            if not replies and time.monotonic() >= limit:
+            if time.monotonic() >= limit:
                 raise TimeoutError(f"no answer from {sum(map(bool, self._owed))} workers within {timeout} s")
         results, self._results = self._results, [None] * len(self.slices)
         if self._errors:

@@ -132,9 +132,8 @@ class EnvGroup:
         loop(stepped, actions)
         ended = self._account(stepped, where, actions)
         finals: dict[int, dict] = {}
-        if ended.any():
-            for j in ended.nonzero()[0].tolist():
-                self._end_episode(stepped[j], finals)
+        for j in ended.nonzero()[0].tolist():
+            self._end_episode(stepped[j], finals)
         if want_infos:
             for row in stepped:
                 if self._infos[row] or row in finals:
@@ -216,10 +215,9 @@ class EnvGroup:
             blocks.terminated[where] &= alive
             blocks.truncated[where] &= alive
         rewards = blocks.reward[where]
-        if not np.abs(rewards).max(initial=0.0) <= _LARGEST_REWARD:  # not <=: a NaN compares false
-            bad = ~(np.abs(rewards) <= _LARGEST_REWARD).reshape(len(rows), -1).all(axis=1)
-            j = int(bad.argmax())
-            self._fail(rows[j], f"broke its contract: reward {rewards[j]} is not a finite float32", None, actions[j])
+        flat = rewards.ravel()
+        if not flat.dot(flat) <= _LARGEST_REWARD:  # one cheap look at all; a NaN compares false
+            self._check_rewards(rows, rewards, actions)
         self._return[where] += rewards
         self._length[where] += 1
         over = blocks.terminated[where] | blocks.truncated[where]
@@ -229,6 +227,11 @@ class EnvGroup:
             over = ~alive.any(axis=1)
         blocks.ended[where] = over
         return over
+
+    def _check_rewards(self, rows: Sequence[int], rewards: np.ndarray, actions: Any) -> None:
+        good = (np.abs(rewards) <= _LARGEST_REWARD).reshape(len(rows), -1).all(axis=1)
+        for j in (~good).nonzero()[0].tolist():
+            self._fail(rows[j], f"broke its contract: reward {rewards[j]} is not a finite float32", None, actions[j])
 
     def _end_episode(self, row: int, finals: dict[int, dict]) -> None:
         blocks, info = self._blocks, self._infos[row]

@@ -160,6 +160,12 @@ def test_a_reward_that_is_no_finite_float32_names_env_and_moment(reward):
         group.step()
 
 
+def test_the_largest_float32_reward_is_let_through():
+    group, blocks = make_group(lambda: Scripted((zeros(3), 3.4e38, False, False, {})))
+    group.step()
+    assert blocks.reward[0] == 3.4e38
+
+
 def test_an_error_names_env_seed_episode_step_and_action_and_keeps_the_traceback():
     group, blocks = make_group(CountingEnv, lambda: FaultyEnv(raise_at=4), first_id=2)
     for _ in range(4):
