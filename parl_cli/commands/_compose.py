@@ -12,6 +12,7 @@ user's file that is hidden so, and was asked for, is an error, not a surprise.
 from __future__ import annotations
 
 import filecmp
+import os
 import re
 import secrets
 import sys
@@ -129,12 +130,15 @@ def _whole(match: re.Match[str]) -> str:
 
 
 def quote_values(overrides: Sequence[str], keys: frozenset[str]) -> list[str]:
-    """Quote the values of `keys`: a path may hold characters that mean something in Hydra's override grammar."""
+    """Quote the values of `keys`: a path may hold characters that mean something in Hydra's override grammar.
+
+    A leading `~` is the home folder: shells expand it at the start of a word only, not behind `checkpoint=`.
+    """
     quoted = []
     for text in overrides:
         key, equals, value = text.partition("=")
         if equals and key.lstrip("+") in keys and value not in ("", "null") and value[0] not in "'\"$":
-            escaped = value.replace("'", "\\'")
+            escaped = os.path.expanduser(value).replace("'", "\\'")
             text = f"{key}='{escaped}'"
         quoted.append(text)
     return quoted

@@ -16,6 +16,8 @@ RUN_NAME = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d-[0-9a-f]{6}"
 
 # An env that raises in step when told to; a plug-in registers it.
 PLUGIN = """
+import logging
+
 import gymnasium as gym
 import numpy as np
 
@@ -33,6 +35,7 @@ class Fragile(gym.Env):
     def step(self, action):
         if self.broken:
             raise RuntimeError("the pole snapped")
+        logging.getLogger(__name__).warning("the pole wobbles")
         return np.zeros(1, np.float32), 1.0, True, False, {}
 
 gym.register("Fragile-v0", Fragile)
@@ -128,6 +131,8 @@ def test_a_job_that_fails_does_not_stop_the_sweep(fragile):
     assert "1 of 2 jobs failed: job 0 (" in done.stderr.splitlines()[-1]
     [sweep] = (cwd / "outputs" / "fragile").glob("sweep-*")
     assert (sweep / "1" / "checkpoints" / "64").is_dir()
+    assert "WARNING fragile_plugin: the pole wobbles" in (sweep / "1" / "console.log").read_text()
+    assert "warning: the pole wobbles" in done.stdout
 
 
 def test_an_env_that_raises_is_an_error_without_parls_own_traceback(fragile):

@@ -1,5 +1,6 @@
 import pytest
 
+from parl_cli import cli
 from parl_cli.commands.completion import complete, main
 from parl_cli.errors import ConfigError
 
@@ -51,6 +52,17 @@ def test_only_the_line_before_the_cursor_counts(monkeypatch, capsys):
     monkeypatch.setenv("COMP_POINT", "7")
     assert main(["query"]) == 0
     assert capsys.readouterr().out == "train\n"
+
+
+def test_hydras_own_parser_is_never_made(monkeypatch):
+    # Its help breaks argparse under Python 3.14.
+    def broken():
+        raise AssertionError("argparse as Hydra uses it")
+
+    monkeypatch.setattr("hydra._internal.utils.get_args_parser", broken)
+    assert complete("parl train algo=pp") == ["algo=ppo"]
+    assert cli.main(["train", "--help"]) == 0
+    assert cli.main(["train", "--cfg", "job"]) == 0
 
 
 def test_an_unknown_shell_is_an_error():

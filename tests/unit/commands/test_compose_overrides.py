@@ -80,6 +80,11 @@ def test_paths_may_hold_characters_of_the_override_grammar():
     assert override.value() == path
 
 
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert quote_values(["run=~/runs/1"], frozenset({"run"})) == ["run='/home/me/runs/1'"]
+
+
 @pytest.mark.parametrize("text", ["run='a'", 'run="a"', "run=null", "run=${name}", "step=3", "run="])
 def test_what_needs_no_quotes_is_left_alone(text):
     assert quote_values([text], frozenset({"run"})) == [text]
