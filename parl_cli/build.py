@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from parl_cli.training.evaluate import MAX_PARALLEL, EpisodeSpread
 from parl_cli.training.learner import Learner
 from parl_cli.training.reward_scaler import RewardScaler
 from parl_cli.types import EnvSpec
+from parl_cli.vectorizers.calls import available_cores
 from parl_cli.vectorizers.serial import SerialVectorizer
 
 
@@ -74,13 +74,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
             f"vectorizer.num_workers={vectorizer.num_workers}: at most one per env, num_envs={config.num_envs}"
         )
     return dataclasses.replace(config, num_threads=num_threads, vectorizer=vectorizer)
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def policy_device(config: TrainConfig) -> torch.device:

@@ -47,7 +47,7 @@ class Experiment:
     def __init__(self, config: TrainConfig, run: RunDir) -> None:
         self.config = config
         self.run = run
-        torch.set_num_threads(config.num_threads or build.available_cores())
+        torch.set_num_threads(config.num_threads or 1)
         self.spec = env_spec(config.env)
         self.learner = build.make_learner(config, self.spec)
         self.policy = self.learner.algo.policy

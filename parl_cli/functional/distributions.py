@@ -308,7 +308,9 @@ def make_distribution(action_space: spaces.Space, *, squash: bool = False) -> Ac
         ConfigError: any other space; squash without a Box, or with bounds that are infinite or leave no room.
     """
     if squash and not isinstance(action_space, spaces.Box):
-        raise ConfigError(f"squash=true with action space {_show(action_space)}: needs a Box; set squash=false")
+        raise ConfigError(
+            f"policy.squash=true with action space {_show(action_space)}: needs a Box; set policy.squash=false"
+        )
     if isinstance(action_space, spaces.Discrete):
         n = int(action_space.n)
         return ActionDistribution("categorical", n, 1, (), torch.int64, 0, Categorical)
@@ -338,11 +340,13 @@ def _box_distribution(space: spaces.Box, squash: bool) -> ActionDistribution:
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ConfigError(
-            f"squash=true with action space {_show(space)}: bounds must be finite; set squash=false or give the Box "
+            f"policy.squash=true with action space {_show(space)}: bounds must be finite; set policy.squash=false or give the Box "
             f"finite bounds with a wrapper"
         )
     if not (low < high).all():
-        raise ConfigError(f"squash=true with action space {_show(space)}: low must be below high; set squash=false")
+        raise ConfigError(
+            f"policy.squash=true with action space {_show(space)}: low must be below high; set policy.squash=false"
+        )
     build = partial(SquashedGaussian, low=tuple(low.tolist()), high=tuple(high.tolist()), event_shape=shape)
     return ActionDistribution("squashed_gaussian", 2 * size, size, shape, torch.float32, size, build)
 

@@ -35,8 +35,7 @@ class VectorEncoder(nn.Module):
     def __init__(self, space: spaces.Space) -> None:
         super().__init__()
         self.event_dims = len(space.shape or ())
-        vector = isinstance(space, spaces.Box) and len(space.shape) <= 2
-        if vector or isinstance(space, spaces.MultiBinary):
+        if isinstance(space, spaces.Box | spaces.MultiBinary) and self.event_dims <= 2:
             self.size, self.classes = math.prod(space.shape), None
         elif isinstance(space, spaces.Discrete):
             self.size, self.classes = int(space.n), [int(space.n)]

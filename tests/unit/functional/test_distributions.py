@@ -425,10 +425,10 @@ BAD_SPACES = [
     (spaces.MultiBinary([2, 2]), False, "of one dimension"),
     (spaces.Dict({"a": spaces.Discrete(2)}), False, "wrap the env"),
     (spaces.Box(-1.0, 1.0, (0,)), False, "at least one entry"),
-    (spaces.Box(-np.inf, 1.0, (2,)), True, "must be finite; set squash=false"),
+    (spaces.Box(-np.inf, 1.0, (2,)), True, "must be finite; set policy.squash=false"),
     (spaces.Box(-1.0, np.inf, (2,)), True, "must be finite"),
     (spaces.Box(np.array([0.0, 1.0], np.float32), np.array([1.0, 1.0], np.float32)), True, "low must be below high"),
-    (spaces.Discrete(3), True, "needs a Box; set squash=false"),
+    (spaces.Discrete(3), True, "needs a Box; set policy.squash=false"),
     (spaces.Box(np.full((30, 30), -np.inf, np.float32), 1.0, (30, 30)), True, "must be finite"),
 ]
 
