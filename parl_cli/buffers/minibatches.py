@@ -21,19 +21,23 @@ def minibatches(
         generator: CPU generator that shuffles.
         whole_columns: keep time in order for a recurrent policy: minibatches are [T, n(, A), *item]. Otherwise
             time and columns are flattened: minibatches are [B(, A), *item].
+
+    Raises:
+        ValueError: parts that do not divide.
     """
     lead = next(tensor for name, tensor in batch.items() if name != "state")
-    device = lead.device
+    rows = lead.shape[1] if whole_columns else lead.shape[0] * lead.shape[1]
+    if rows % num_minibatches:
+        what = "columns" if whole_columns else "steps"
+        raise ValueError(f"num_minibatches={num_minibatches}: must divide the rollout's {rows} {what}")
+    order = torch.randperm(rows, generator=generator).to(lead.device)
+    size = rows // num_minibatches
     if whole_columns:
-        order = torch.randperm(lead.shape[1], generator=generator).to(device)
-        size = len(order) // num_minibatches
         shuffled = {k: v[order] if k == "state" else v[:, order] for k, v in batch.items()}
-        for start in range(0, size * num_minibatches, size):
+        for start in range(0, rows, size):
             part = slice(start, start + size)
             yield {k: v[part] if k == "state" else v[:, part] for k, v in shuffled.items()}
         return
-    order = torch.randperm(lead.shape[0] * lead.shape[1], generator=generator).to(device)
-    size = len(order) // num_minibatches
     shuffled = {k: v.flatten(0, 1)[order] for k, v in batch.items()}
-    for start in range(0, size * num_minibatches, size):
+    for start in range(0, rows, size):
         yield {k: v[start : start + size] for k, v in shuffled.items()}

@@ -68,7 +68,8 @@ class ColumnBuffer:
 
     def take(self, columns: np.ndarray, episodes: list[Episode]) -> Rollout:
         """Copy full columns out as a Rollout and free them."""
-        fields = {k: torch.from_numpy(v[:, columns]) for k, v in self._fields.items()}
+        # np.take: v[:, columns] would give column-major blocks, twice as slow to make and to flatten afterwards
+        fields = {k: torch.from_numpy(np.take(v, columns, axis=1)) for k, v in self._fields.items()}
         heads = {k: torch.from_numpy(v[columns]) for k, v in self._heads.items()}
         finals = [(t, n, *rest) for n, c in enumerate(columns.tolist()) for t, *rest in self._finals.pop(c, [])]
         last_obs = heads["last_obs"]

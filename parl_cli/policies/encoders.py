@@ -43,9 +43,10 @@ class VectorEncoder(nn.Module):
             self.classes = [int(n) for n in space.nvec]
             self.size = sum(self.classes)
         else:
+            way_out = "add env.wrappers=[flatten_obs]" if space.is_np_flattenable else "wrap the env to give vectors"
             raise ConfigError(
-                f"policy=mlp cannot read observations of {space}: it reads vectors (Box up to 2-D, Discrete, "
-                "MultiDiscrete, MultiBinary); add env.wrappers=[flatten_obs]"
+                f"policy=mlp cannot read observations of {' '.join(str(space).split())}: it reads vectors (Box up to "
+                f"2-D, Discrete, MultiDiscrete, MultiBinary); {way_out}"
             )
         start = getattr(space, "start", 0)
         self.start = torch.as_tensor(start) if self.classes else None

@@ -29,7 +29,7 @@ class RunningNormalizer(nn.Module):
         self.epsilon = epsilon
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("var", torch.ones(size))
-        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # float32 stops counting at 2^24
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [*lead, size]."""
@@ -40,9 +40,11 @@ class RunningNormalizer(nn.Module):
         """Fold the rows of `x` [B, size] into the statistics."""
         if x.shape[0] == 0:
             return
-        rows = float(x.shape[0])
-        mean = x.mean(dim=0)
-        var = x.var(dim=0, unbiased=False)
+        rows = x.shape[0]
+        # relative to the first row: a constant then has a mean without rounding error, which 1/epsilon would blow up
+        shifted = x - x[0]
+        mean = x[0] + shifted.mean(dim=0)
+        var = shifted.var(dim=0, unbiased=False)
         total = self.count + rows
         delta = mean - self.mean
         # before the first batch the variance of 1 is a placeholder: count is 0, so it carries no weight

@@ -1,0 +1,54 @@
+import numpy as np
+
+from parl_cli.actors.tails import ActionTails
+
+
+def recorded():
+    """Env 0: two actions; env 1: none, its episode just ended; env 2: one."""
+    tails = ActionTails(3)
+    tails.record(np.array([0, 1, 2]), np.array([[0, 1], [10, 11], [20, 21]]))
+    tails.record(np.array([0, 1]), np.array([[2, 3], [12, 13]]))
+    tails.end_episode(1)
+    return tails
+
+
+def as_lists(tails):
+    return [(envs.tolist(), actions.tolist()) for envs, actions in tails.steps()]
+
+
+def test_steps_give_each_env_its_actions_in_order():
+    assert as_lists(recorded()) == [([0, 2], [[0, 1], [20, 21]]), ([0], [[2, 3]])]
+
+
+def test_packed_is_end_to_end_by_env():
+    actions, lengths = recorded().packed()
+    assert actions.tolist() == [[0, 1], [2, 3], [20, 21]]
+    assert lengths.tolist() == [2, 0, 1]
+
+
+def test_unpack_is_the_inverse_of_packed():
+    other = ActionTails(3)
+    other.record(np.array([1]), np.array([[99, 99]]))
+    other.unpack(*recorded().packed())
+    assert as_lists(other) == as_lists(recorded())
+    other.record(np.array([1]), np.array([[5, 5]]))
+    assert other.packed()[1].tolist() == [2, 1, 1]
+
+
+def test_an_ended_episode_leaves_nothing():
+    tails = recorded()
+    for env in range(3):
+        tails.end_episode(env)
+    actions, lengths = tails.packed()
+    assert actions.size == 0
+    assert lengths.tolist() == [0, 0, 0]
+    assert as_lists(tails) == []
+    other = ActionTails(3)
+    other.unpack(actions, lengths)
+    assert as_lists(other) == []
+
+
+def test_scalar_actions_stay_scalar():
+    tails = ActionTails(2)
+    tails.record(np.array([1, 0]), np.array([7, 8]))
+    assert as_lists(tails) == [([0, 1], [8, 7])]
