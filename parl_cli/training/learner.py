@@ -104,11 +104,18 @@ class Learner:
         self.updates = int(state["updates"])
 
     def _check_input(self, rollout: Rollout) -> None:
-        for name in ("obs", "reward"):
+        # masked rows too: what the network reads there comes back from the backward pass as 0 · NaN
+        for name in ("obs", "reward", "final_obs", "last_obs"):
             values = getattr(rollout, name)
-            if values.is_floating_point() and not torch.isfinite(values).all():
-                at = (~torch.isfinite(values)).nonzero()[0].tolist()
-                env = int(rollout.env_id[at[1]])
-                raise NonFiniteError(
-                    f"env {env}: its {name} is NaN or infinite at step {at[0]} of update {self.updates + 1}", rollout
-                )
+            if not values.is_floating_point() or torch.isfinite(values).all():
+                continue
+            row, *column = (~torch.isfinite(values)).nonzero()[0].tolist()
+            if name == "final_obs":
+                step, n = rollout.final_index[row].tolist()
+            else:
+                step, n = (len(rollout.obs), row) if name == "last_obs" else (row, column[0])
+            raise NonFiniteError(
+                f"env {int(rollout.env_id[n])}: its {name} is NaN or infinite at step {step} of update "
+                f"{self.updates + 1}",
+                rollout,
+            )
