@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +19,7 @@ import torch
 from parl_cli import build
 from parl_cli.config import EvalCommand, ResumeCommand, TrainConfig, parse_train, to_plain
 from parl_cli.envs.factory import env_spec
-from parl_cli.errors import CheckpointError, ConfigError
+from parl_cli.errors import CheckpointError, ConfigError, ParlError
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics import console
 from parl_cli.metrics.csv import CsvSink
@@ -101,7 +103,7 @@ class Experiment:
             hook.begin(self.learner.env_steps)
         with StopSignal() as stop:
             reason = train(self.learner, self.pool, [*hooks, stop], self.config.total_steps)
-        self.checkpoints.write(self.learner)
+            self.checkpoints.write(self.learner)
         return reason
 
     def evaluate(self, episodes: int | None = None) -> Evaluation:
@@ -136,30 +138,31 @@ class Experiment:
         )
 
     def restore(self, saved: checkpoint.Checkpoint, *, replay: bool = True) -> None:
-        """Go back to where a checkpoint of this run was taken.
+        """Go back to where a checkpoint of this run was taken: metrics are cut there, later checkpoints dropped.
 
         Args:
             saved: the checkpoint.
             replay: re-step unfinished episodes (exact), or begin new ones.
 
         Raises:
-            CheckpointError: it does not fit this experiment.
-            EnvError: an env did not come back to the same observation.
+            CheckpointError: it does not fit this experiment; the run folder is as it was.
+            EnvError: an env did not come back to the same observation; likewise.
         """
         training = saved.training
         checkpoint.load_weights(self.policy, saved.policy, saved.path)
         try:
             self.learner.load_state_dict(training["learner"])
-            self.metrics.load_state_dict(training["metrics"])
             if self.eval is not None and training["eval"] is not None:
                 self.eval.load_state_dict(training["eval"])
-            pool_state = training["pool"]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            self.pool.load_state_dict(training["pool"], replay=replay)
+            self.metrics.load_state_dict(training["metrics"])  # last: it cuts metrics.jsonl
+        # whatever wrong types and shapes lead to; damage ends here, before a step is trained on it
+        except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"checkpoint={saved.path}: its training state does not fit ({type(error).__name__}: {error}); "
                 "take another checkpoint"
             ) from None
-        self.pool.load_state_dict(pool_state, replay=replay)
+        self.checkpoints.rewind(self.learner.env_steps)
 
     def close(self) -> None:
         """End envs, workers and sinks."""
@@ -185,16 +188,12 @@ def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str]) -> float 
         Mean return of the last 100 training episodes; None if none has finished.
     """
     run = RunDir.create(run_dir, to_plain(config), argv)
-    with ExitStack() as stack:
-        try:
-            experiment = stack.enter_context(Experiment(config, run))
-            if config.init_from is not None:
-                warm = checkpoint.load(checkpoint.find(config.init_from))
-                checkpoint.load_weights(experiment.policy, warm.policy, warm.path)
-            # a checkpoint at step 0: a run that is killed at any moment can be resumed, and a full disk shows now
-            experiment.checkpoints.write(experiment.learner)
-        except OSError as error:
-            raise unwritable(run_dir, error) from None
+    try:
+        experiment = _started(config, run)
+    except ConfigError:
+        run.discard()
+        raise
+    with experiment:
         return _run(experiment)
 
 
@@ -216,20 +215,28 @@ def resume_run(command: ResumeCommand) -> float | None:
     values = run.config() if saved is None else saved.config
     require_plugins(values, command.plugins, f"parl resume run={command.run}")
     changes = {"total_steps": command.total_steps, "device": command.device}
-    config = build.validate({**values, **{k: v for k, v in changes.items() if v is not None}})
+    values |= {name: value for name, value in changes.items() if value is not None}
+    if saved is None:
+        config = build.validate(values)
+    else:
+        # what it was warmed up with has done its work, and may be gone
+        init_from = _check_fits(saved, values).init_from
+        config = dataclasses.replace(build.validate({**values, "init_from": None}), init_from=init_from)
     done = 0 if saved is None else saved.env_steps
     if done >= config.total_steps:
         raise ConfigError(
             f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
             f"add total_steps={2 * config.total_steps} to train on"
         )
-    if saved is None:
-        run.metrics.unlink(missing_ok=True)  # killed before its first checkpoint: it begins again
+    run.check_writable()
+    if saved is None:  # killed before its first checkpoint: it begins again
+        run.metrics.unlink(missing_ok=True)
+        with _started(config, run) as experiment:
+            return _run(experiment)
     with Experiment(config, run) as experiment:
-        if saved is not None:
-            replay = (command.checkpoint.env or config.checkpoint.env) == "replay"
-            experiment.restore(saved, replay=replay)
-        run.set_status("running", resumed_at=[*run.info().get("resumed_at", []), done])
+        experiment.restore(saved, replay=(command.checkpoint.env or config.checkpoint.env) == "replay")
+        earlier = run.info().get("resumed_at")
+        run.set_status("running", resumed_at=[*(earlier if isinstance(earlier, list) else []), done])
         return _run(experiment)
 
 
@@ -241,11 +248,10 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     """
     saved = checkpoint.load(checkpoint.find(command.checkpoint))
     require_plugins(saved.config, command.plugins, f"parl eval checkpoint={command.checkpoint}")
-    config = dataclasses.replace(parse_train(saved.config), device=command.device)
+    config = dataclasses.replace(_check_fits(saved, saved.config), device=command.device)
     policy = build.make_policy(env_spec(config.env), config)
     checkpoint.load_weights(policy, saved.policy, saved.path)
     policy = policy.to(build.policy_device(config))
-    folder = _eval_folder(command, saved.path)
     seed = config.seed if command.seed is None else command.seed
     watching = command.render is not None or command.video
     vectorizer = build.make_eval_vectorizer(
@@ -258,6 +264,7 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     )
     with ExitStack() as stack:
         stack.callback(vectorizer.close)
+        folder = stack.enter_context(_eval_folder(command, saved.path))
         video = stack.enter_context(VideoRecorder(vectorizer, folder / "video.mp4")) if command.video else None
         result = evaluate(
             policy,
@@ -267,22 +274,16 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
             deterministic=command.deterministic,
             on_step=None if video is None else video.capture,
         )
-    report = result.summary() | {
-        "checkpoint": str(saved.path),
-        "env_steps": saved.env_steps,
-        "env": config.env.id or config.env.name,
-        "deterministic": command.deterministic,
-        "seed": seed,
-        "returns": result.returns.tolist(),
-        "lengths": result.lengths.tolist(),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+        report = result.summary() | {
+            "checkpoint": str(saved.path),
+            "env_steps": saved.env_steps,
+            "env": config.env.id or config.env.name,
+            "deterministic": command.deterministic,
+            "seed": seed,
+            "returns": result.returns.tolist(),
+            "lengths": result.lengths.tolist(),
+        }
         (folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {folder}/eval.json ({error.strerror}); name a folder with output=FOLDER"
-        ) from None
     low, high = report["ci95"]
     shown = {
         "return": f"{report['mean_return']:.1f} ± {report['std_return']:.1f}",
@@ -302,13 +303,31 @@ def require_plugins(values: Mapping[str, Any], given: Sequence[str], command: st
     Raises:
         ConfigError: the run used plug-ins that were not named now.
     """
-    needed = [str(name) for name in values.get("plugins") or []]
+    needed = values.get("plugins") or []
+    if not isinstance(needed, list) or not all(isinstance(name, str) for name in needed):
+        raise CheckpointError(f"plugins={needed}: must be a list of module names; the file was tampered with")
     if sorted(needed) != sorted(given):
         raise ConfigError(
             f"plugins={list(given)}: this run used plugins={needed}, which a file may not import by itself; if you "
             f"trust it, run {command} 'plugins=[{','.join(needed)}]'"
         )
     build.import_plugins(list(given))
+
+
+def _started(config: TrainConfig, run: RunDir) -> Experiment:
+    """An experiment at step 0, with a checkpoint: a run that is killed at any moment can be resumed."""
+    with ExitStack() as stack:
+        try:
+            experiment = stack.enter_context(Experiment(config, run))
+            if config.init_from is not None:
+                warm = checkpoint.load(checkpoint.find(config.init_from))
+                checkpoint.load_weights(experiment.policy, warm.policy, warm.path)
+            experiment.checkpoints.write(experiment.learner)
+        except OSError as error:
+            raise unwritable(run.path, error) from None
+        stack.pop_all()
+    run.link_latest()
+    return experiment
 
 
 def _run(experiment: Experiment) -> float | None:
@@ -328,7 +347,13 @@ def _run(experiment: Experiment) -> float | None:
         run.set_status("failed", error=str(error))
         raise type(error)(f"{error}; the rollout is in {path}", error.rollout) from None
     except BaseException as error:
-        run.set_status("failed", error=f"{type(error).__name__}: {error}")
+        with suppress(OSError):  # on a full disk this fails too; the first error is the news
+            run.set_status("failed", error=f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError):
+            raise ParlError(
+                f"{run.path}: cannot be written ({error.strerror or error}); make room, then parl resume "
+                f"run={_short(run.path)}"
+            ) from error
         raise
     final_return = experiment.metrics.window.metrics().get("episode/return_mean")
     interrupted = reason.startswith("interrupted")
@@ -375,11 +400,53 @@ def _essentials(experiment: Experiment, updates: int) -> dict[str, object]:
     }
 
 
-def _eval_folder(command: EvalCommand, saved: Path) -> Path:
+def _check_fits(saved: checkpoint.Checkpoint, values: Mapping[str, Any]) -> TrainConfig:
+    """A checkpoint's config, typed, once its weights are known to be those of the network that it describes.
+
+    The network is only outlined for that: a file could ask for one larger than the memory.
+    """
+    try:
+        config = parse_train(values)
+        spec = env_spec(config.env)
+        with torch.device("meta"):
+            outline = build.make_policy(spec, config)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint={saved.path}: its config does not fit: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint={saved.path}: its config describes no network: {error}") from None
+    checkpoint.check_weights(outline, saved.policy, saved.path)
+    return config
+
+
+@contextmanager
+def _eval_folder(command: EvalCommand, saved: Path) -> Iterator[Path]:
+    """Where eval.json goes; made before anything is played, and gone again if that comes to nothing."""
     if command.output is not None:
-        return Path(command.output)
-    run = saved.parent.parent if saved.parent.name == "checkpoints" else saved
-    return run / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S")
+        folder = Path(command.output)
+    else:
+        run = saved.parent.parent if saved.parent.name == "checkpoints" else saved
+        folder = _untaken(run / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except BaseException as error:
+        for place in new:
+            if place == folder:
+                shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):
+                place.rmdir()
+        if isinstance(error, OSError):
+            raise ConfigError(
+                f"cannot write to {folder} ({error.strerror or error}); name another folder with output=FOLDER"
+            ) from None
+        raise
+
+
+def _untaken(folder: Path) -> Path:
+    """The folder, or with `-2`, `-3` … the first like it that is not there."""
+    names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    return next(place for place in itertools.chain([folder], names) if not place.exists())
 
 
 def _short(path: Path) -> str:

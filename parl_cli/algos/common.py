@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -15,8 +17,29 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {str(index): dict(entry) for index, entry in optimizer.state_dict()["state"].items()}
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """The inverse of `optimizer_state`."""
-    groups = optimizer.state_dict()["param_groups"]
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], keys: Sequence[str] = ("step", "exp_avg", "exp_avg_sq")
+) -> None:
+    """The inverse of `optimizer_state`.
+
+    Args:
+        optimizer: over the same parameters.
+        state: may come from a file. A fused kernel trusts sizes blindly, so they are checked here.
+        keys: what the optimizer keeps for each parameter; the default is Adam's.
+
+    Raises:
+        ValueError: it is not the state of these parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries = {int(index): dict(entry) for index, entry in state.items()}
+    if entries and sorted(entries) != list(range(len(parameters))):
+        raise ValueError(f"optimizer state of {len(entries)} parameters; the network has {len(parameters)}")
+    for index, entry in entries.items():
+        if sorted(entry) != sorted(keys):
+            raise ValueError(f"optimizer state of parameter {index} has {sorted(entry)} instead of {sorted(keys)}")
+        for name, value in entry.items():
+            shape = [] if name == "step" else list(parameters[index].shape)
+            if not isinstance(value, Tensor) or list(value.shape) != shape or not value.is_floating_point():
+                raise ValueError(f"optimizer state {name} of parameter {index} is not a float tensor of shape {shape}")
+    groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})

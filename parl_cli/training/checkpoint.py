@@ -4,11 +4,14 @@
            policy.safetensors     weights and normaliser: all that acting needs
            training.safetensors   optimizer, RNG states, environments' action tails …
            training.json          counters and other plain values
-           manifest.json          format version, step, size and SHA-256 of the other four
+           manifest.json          format version, step, size and SHA-256 of the other four and of itself
 
 No pickle: nothing in a checkpoint can be executed. File names are fixed here, so none can point elsewhere; sizes,
-hashes, headers and shapes are checked before anything is used; text that would be resolved or imported later
-(`${…}` interpolations, `module:Env-v0` ids) is refused.
+hashes, headers and shapes are checked before anything is used. The hashes find damage, not malice: whoever writes a
+checkpoint writes its hashes too, so what they cover is still read by `untrusted`.
+
+A folder begins with a dot while it is written (`.tmp`), or while the one that replaces it is not in place yet
+(`.old`); `tidy` clears up what a killed process left of either.
 """
 
 from __future__ import annotations
@@ -24,18 +27,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from parl_cli.errors import CheckpointError
+from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, parse_tensors, read_file, refuse_live_text
 from parl_cli.types import Rollout
 
 FORMAT = 1
 FILES = ("config.json", "policy.safetensors", "training.safetensors", "training.json")
-MAX_JSON_BYTES = 64 * 2**20
-MAX_HEADER_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -81,17 +81,15 @@ def save(
         "env_steps": env_steps,
         "files": {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in contents.items()},
     }
-    contents["manifest.json"] = _to_json(manifest)
+    contents["manifest.json"] = _to_json(manifest | {"sha256": manifest_digest(manifest)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}-{secrets.token_hex(4)}.tmp"
+    temporary = _beside(path, "tmp")
     try:
         temporary.mkdir()
         for name, data in contents.items():
             _write_synced(temporary / name, data)
-        if path.exists():
-            remove(path)
-        temporary.rename(path)
-        _sync_folder(path.parent)
+        _sync_folder(temporary)
+        _put_in_place(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -105,19 +103,18 @@ def load(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise CheckpointError(f"checkpoint={path}: no such checkpoint folder; see the run's checkpoints/")
-    manifest = _read_json(path, "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = parse_json(path / "manifest.json", read_file(path / "manifest.json", MAX_JSON_BYTES))
+    if manifest.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint={path}: manifest.json is not of format {FORMAT}; made by another version?")
-    contents = {name: _read_checked(path, name, manifest) for name in FILES}
-    config = _parse_json(path, "config.json", contents["config.json"])
-    plain = _parse_json(path, "training.json", contents["training.json"])
-    env_steps = manifest.get("env_steps")
-    if not isinstance(config, dict) or not isinstance(plain, dict) or not isinstance(env_steps, int):
-        raise CheckpointError(f"checkpoint={path}: its JSON files do not hold what they should; restore a backup")
+    if manifest.pop("sha256", None) != manifest_digest(manifest) or not isinstance(manifest.get("env_steps"), int):
+        raise CheckpointError(f"checkpoint={path}: manifest.json was changed after it was saved; take another")
+    contents = {name: _read_checked(path / name, manifest) for name in FILES}
+    config = parse_json(path / "config.json", contents["config.json"])
+    plain = parse_json(path / "training.json", contents["training.json"])
     refuse_live_text(config, path)
-    policy = _parse_tensors(path, "policy.safetensors", contents["policy.safetensors"])
-    tensors = _parse_tensors(path, "training.safetensors", contents["training.safetensors"])
-    return Checkpoint(path, env_steps, config, policy, _merge(plain, tensors))
+    policy = parse_tensors(path / "policy.safetensors", contents["policy.safetensors"])
+    tensors = parse_tensors(path / "training.safetensors", contents["training.safetensors"])
+    return Checkpoint(path, manifest["env_steps"], config, policy, _merge(plain, tensors))
 
 
 def save_rollout(path: Path, rollout: Rollout) -> None:
@@ -127,34 +124,21 @@ def save_rollout(path: Path, rollout: Rollout) -> None:
     path.write_bytes(save_safetensors({name: _portable(value) for name, value in tensors.items()}))
 
 
-def refuse_live_text(config: Any, path: Path, key: str = "") -> None:
-    """Refuse text in a file's config that something later could resolve or import.
-
-    Raises:
-        CheckpointError: an interpolation, an env id that names a module, a `_target_` key.
-    """
-    if isinstance(config, Mapping):
-        for name, value in config.items():
-            if name == "_target_":
-                raise CheckpointError(f"checkpoint={path}: its config holds {key}_target_, which parl never runs")
-            refuse_live_text(value, path, f"{key}{name}.")
-    elif isinstance(config, list):
-        for item in config:
-            refuse_live_text(item, path, key)
-    elif isinstance(config, str):
-        if "${" in config:
-            raise CheckpointError(f"checkpoint={path}: its config holds an interpolation at {key[:-1]}; not resolved")
-        if key == "env.id." and ":" in config:
-            raise CheckpointError(
-                f"checkpoint={path}: its env.id={config} would import a module; a checkpoint may not name one"
-            )
-
-
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     """Put a checkpoint's weights into a network.
 
     Raises:
-        CheckpointError: names or shapes differ: it was made for other spaces or another network.
+        CheckpointError: see `check_weights`.
+    """
+    check_weights(module, weights, path)
+    module.load_state_dict(dict(weights))
+
+
+def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Check that a checkpoint's weights fit a network, which may be on the `meta` device.
+
+    Raises:
+        CheckpointError: names or shapes differ (it was made for other spaces or another network), or a weight is NaN.
     """
     own = module.state_dict()
     for name in sorted(set(own) ^ set(weights)):
@@ -166,7 +150,8 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: P
                 f"checkpoint={path}: made for other spaces: {name} has shape {list(tensor.shape)}, the network "
                 f"{list(own[name].shape)}; check policy=, env="
             )
-    module.load_state_dict(dict(weights))
+        if tensor.is_complex() or not torch.isfinite(tensor.float()).all():
+            raise CheckpointError(f"checkpoint={path}: {name} holds NaN or infinity; take an earlier checkpoint")
 
 
 def find(text: str, outputs: Path = Path("outputs")) -> Path:
@@ -180,17 +165,28 @@ def find(text: str, outputs: Path = Path("outputs")) -> Path:
         CheckpointError: there is none.
     """
     if text == "latest":
-        runs = sorted(outputs.glob("*/*/checkpoints"), key=lambda p: p.stat().st_mtime)
-        runs = [run for run in runs if not run.parent.is_symlink()]
-        if not runs:
-            raise CheckpointError(f"checkpoint=latest: there is no run under {outputs}/; train one, or name a folder")
-        return last(runs[-1].parent)
-    path = Path(text)
-    if not path.exists():
+        return last(latest_run(outputs))
+    if not os.path.exists(text):  # unlike Path.exists it takes any text
         raise CheckpointError(f"checkpoint={text}: no such folder; name a run folder, a checkpoint folder or latest")
+    path = Path(text)
     if (path / "manifest.json").exists():
         return path.resolve()
     return last(path)
+
+
+def latest_run(outputs: Path) -> Path:
+    """The run, alone or of a sweep, that wrote a checkpoint last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folders = [*outputs.glob("*/*/checkpoints"), *outputs.glob("*/*/*/checkpoints")]
+    runs = [p.parent for p in folders if not p.parent.is_symlink() and numbered(p)]
+    if not runs:
+        raise CheckpointError(
+            f"checkpoint=latest: there is no run with a checkpoint under {outputs}/; train one, or name a folder"
+        )
+    return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime_ns)
 
 
 def last(run: Path) -> Path:
@@ -215,9 +211,47 @@ def numbered(folder: Path) -> list[Path]:
 
 def remove(path: Path) -> None:
     """Delete a checkpoint; first by renaming it, so that a half-deleted one is never taken for whole."""
-    doomed = path.parent / f".{path.name}-{secrets.token_hex(4)}.tmp"
+    doomed = _beside(path, "tmp")
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Clear up what killed processes left in a folder of checkpoints; nobody may be writing there."""
+    for old in folder.glob(".*.old"):
+        path = folder / old.name[1:].rpartition("-")[0]
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(path)
+    for leftover in folder.glob(".*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """What `manifest.json` holds as its own `sha256`: the digest of all the rest."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _beside(path: Path, kind: str) -> Path:
+    return path.parent / f".{path.name}-{secrets.token_hex(4)}.{kind}"
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished folder; one that is there already steps aside first, since no rename replaces a full folder."""
+    if not path.exists():
+        temporary.rename(path)
+        _sync_folder(path.parent)
+        return
+    old = _beside(path, "old")
+    path.rename(old)
+    try:
+        temporary.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _split(tree: Mapping[str, Any], prefix: str = "") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -273,42 +307,15 @@ def _sync_folder(path: Path) -> None:
             os.close(handle)
 
 
-def _read_json(path: Path, name: str) -> Any:
-    return _parse_json(path, name, _read(path, name))
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        file = path / name
-        if name.endswith(".json") and file.stat().st_size > MAX_JSON_BYTES:
-            raise CheckpointError(f"checkpoint={path}: {name} is larger than {MAX_JSON_BYTES} bytes; not read")
-        return file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"checkpoint={path}: cannot read {name} ({error.strerror}); not a checkpoint?") from None
-
-
-def _read_checked(path: Path, name: str, manifest: Mapping[str, Any]) -> bytes:
-    data = _read(path, name)
-    entry = manifest.get("files", {}).get(name) if isinstance(manifest.get("files"), dict) else None
-    if not isinstance(entry, dict) or entry.get("bytes") != len(data):
-        raise CheckpointError(f"checkpoint={path}: {name} is truncated or not the file that was saved; take another")
+def _read_checked(path: Path, manifest: Mapping[str, Any]) -> bytes:
+    files = manifest.get("files")
+    entry = files.get(path.name) if isinstance(files, dict) else None
+    if not isinstance(entry, dict) or type(entry.get("bytes")) is not int:
+        raise CheckpointError(f"checkpoint={path.parent}: manifest.json says nothing of {path.name}; take another")
+    limit = min(entry["bytes"], MAX_JSON_BYTES) if path.suffix == ".json" else entry["bytes"]
+    data = read_file(path, limit)
+    if len(data) != entry["bytes"]:
+        raise CheckpointError(f"checkpoint={path.parent}: {path.name} is truncated; take another")
     if entry.get("sha256") != hashlib.sha256(data).hexdigest():
-        raise CheckpointError(f"checkpoint={path}: {name} was changed after it was saved; take another")
+        raise CheckpointError(f"checkpoint={path.parent}: {path.name} was changed after it was saved; take another")
     return data
-
-
-def _parse_json(path: Path, name: str, data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise CheckpointError(f"checkpoint={path}: {name} is not JSON; take another checkpoint") from None
-
-
-def _parse_tensors(path: Path, name: str, data: bytes) -> dict[str, Tensor]:
-    header = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
-    if not 0 <= header <= min(MAX_HEADER_BYTES, len(data) - 8):
-        raise CheckpointError(f"checkpoint={path}: {name} has a header of {header} bytes; damaged or hostile")
-    try:
-        return load_safetensors(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"checkpoint={path}: {name} is not safetensors ({error}); take another") from None

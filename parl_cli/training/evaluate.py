@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from parl_cli.errors import EnvError
 from parl_cli.functional.noise import uniform
 
 MAX_PARALLEL = 32
+BOOTSTRAP_BLOCK = 1_000_000  # draws at once
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ def evaluate(
     """Play episodes 0 … episodes−1 and collect their returns.
 
     Which env plays which episode is fixed beforehand, so short episodes are not over-represented; noise is drawn per
-    (episode, step). The result depends on the weights, the seeds and the number of episodes, not on how many envs
-    play at once.
+    (episode, step). So the result depends on the weights, the seeds and the number of episodes, not on how many envs
+    play at once, but for the last bits of a matrix product, which may depend on the size of its batch.
 
     Args:
         policy: see `parl_cli.types.Policy`; not changed.
@@ -85,6 +87,9 @@ def evaluate(
         noise_key: key of the sampling noise.
         deterministic: act by the mode.
         on_step: called after every step, to draw or record.
+
+    Raises:
+        EnvError: an episode's return is NaN.
     """
     num_envs = vectorizer.num_envs
     agents = () if vectorizer.num_agents is None else (vectorizer.num_agents,)
@@ -92,19 +97,20 @@ def evaluate(
     state = None
     if policy.state_size:
         state = torch.zeros(num_envs, *agents, policy.state_size, device=device)
-    returns = np.full(episodes, np.nan)
+    returns = np.zeros(episodes)
     lengths = np.zeros(episodes, np.int64)
     playing = np.arange(num_envs)  # the episode each env plays
     t = np.zeros(num_envs, np.uint64)
     shape = (num_envs, *agents, policy.noise_dim)
+    period = np.uint64(policy.noise_period)
     noise = np.full(shape, 0.5, np.float32)
     is_first = np.ones((num_envs, *agents), bool)
     obs = vectorizer.begin(np.zeros(num_envs, np.int64))
     was_training = policy.training
     policy.eval()
-    while np.isnan(returns).any():
+    while not lengths.all():  # an episode that was played has a length
         if not deterministic:
-            noise = uniform(noise_key, playing, t, int(np.prod(shape[1:]))).reshape(shape)
+            noise = uniform(noise_key, playing, t // period, int(np.prod(shape[1:]))).reshape(shape)
         output = policy.act(
             torch.from_numpy(np.ascontiguousarray(obs)).to(device),
             state,
@@ -127,6 +133,11 @@ def evaluate(
         obs = step.obs
         is_first = np.repeat(step.ended, int(np.prod(agents))).reshape(is_first.shape)
     policy.train(was_training)
+    if np.isnan(returns).any():
+        episode = int(np.flatnonzero(np.isnan(returns))[0])
+        raise EnvError(
+            f"evaluation episode {episode}: its return is NaN, so a reward was; check the env and its wrappers"
+        )
     return Evaluation(returns, lengths)
 
 
@@ -134,6 +145,10 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, resamples: int = 10
     """95 % percentile-bootstrap interval of the mean (Efron 1979), from a fixed generator: equal data, equal answer."""
     values = np.asarray(values, np.float64)
     rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    means = np.empty(resamples)
+    rows = max(1, BOOTSTRAP_BLOCK // len(values))
+    for start in range(0, resamples, rows):  # in blocks: all draws at once would be gigabytes for many episodes
+        block = means[start : start + rows]
+        block[:] = values[rng.integers(len(values), size=(len(block), len(values)))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

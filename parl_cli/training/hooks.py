@@ -161,7 +161,7 @@ class EvalHook:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.best, self.last = state["best"], state["last"]
+        self.best, self.last = (None if state[k] is None else float(state[k]) for k in ("best", "last"))
 
 
 class CheckpointHook:
@@ -202,6 +202,13 @@ class CheckpointHook:
         for old in checkpoint.numbered(self.folder)[: -self.keep]:
             checkpoint.remove(old)
         return path
+
+    def rewind(self, env_steps: int) -> None:
+        """Drop what killed saves left, and the checkpoints after `env_steps`: training comes by there again."""
+        checkpoint.tidy(self.folder)
+        for path in checkpoint.numbered(self.folder):
+            if int(path.name) > env_steps:
+                checkpoint.remove(path)
 
     def write_best(self, learner: Learner) -> None:
         """Write the checkpoint called best."""

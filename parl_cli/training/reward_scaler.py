@@ -64,8 +64,11 @@ class RewardScaler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self._accumulated = state["accumulated"].clone()
+        """The inverse of `state_dict`; ValueError if it is of other envs."""
+        accumulated, own = state["accumulated"], self._accumulated
+        if accumulated.shape != own.shape or accumulated.dtype != own.dtype:
+            raise ValueError(f"returns of shape {list(accumulated.shape)}; this run has {list(own.shape)}")
+        self._accumulated = accumulated.clone()
         self._count, self._mean, self._spread = (float(state[k]) for k in ("count", "mean", "spread"))
 
     def _merge(self, returns: Tensor) -> None:

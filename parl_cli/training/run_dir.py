@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import yaml
 
 from parl_cli import __version__
 from parl_cli.errors import CheckpointError, ConfigError
-from parl_cli.training.checkpoint import refuse_live_text
+from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, parse_yaml, read_file, refuse_live_text
 
 PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core", "safetensors")
 
@@ -61,9 +62,18 @@ class RunDir:
                 versions={name: _version(name) for name in PACKAGES},
             )
         except OSError as error:
+            run.discard()
             raise unwritable(path, error) from None
-        run._link_latest()
         return run
+
+    def discard(self) -> None:
+        """Take away all that a run which could not start has written; the folder itself stays, empty if it was."""
+        for name in ("config.yaml", "run.json", "metrics.jsonl", "metrics.csv"):
+            for file in (self.path / name, self._temporary(name)):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+        for folder in (self.checkpoints, self.path / "tensorboard"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @classmethod
     def open(cls, text: str) -> RunDir:
@@ -72,20 +82,39 @@ class RunDir:
         Raises:
             CheckpointError: it is not a run folder.
         """
-        path = Path(text)
-        if not (path / "run.json").is_file():
+        path = Path(os.path.realpath(text))
+        if not os.path.isfile(path / "run.json"):
             raise CheckpointError(
                 f"run={text}: not a run folder (no run.json); name one like outputs/<name>/<timestamp>"
             )
-        return cls(path.resolve())
+        for entry in (*path.iterdir(), *path.glob("checkpoints/.*"), *path.glob("checkpoints/*")):
+            if entry.is_symlink():
+                raise CheckpointError(
+                    f"run={text}: {entry.relative_to(path)} is a link, and what is written there would land "
+                    "elsewhere; put the real file or folder in its place"
+                )
+        return cls(path)
+
+    def check_writable(self) -> None:
+        """Rewrite run.json as it is.
+
+        Raises:
+            ConfigError: the folder is read-only or full.
+        """
+        try:
+            self._write("run.json", json.dumps(self.info(), indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                f"run={self.path}: cannot write to it ({error.strerror}); a run is resumed in its own folder, so free "
+                "the disk or copy the run"
+            ) from None
 
     def info(self) -> dict[str, Any]:
-        """What run.json says."""
+        """What run.json says; nothing if it cannot be read."""
         try:
-            info = json.loads((self.path / "run.json").read_text())
-        except (OSError, ValueError):
+            return parse_json(self.path / "run.json", read_file(self.path / "run.json", MAX_JSON_BYTES))
+        except CheckpointError:
             return {}
-        return info if isinstance(info, dict) else {}
 
     def config(self) -> dict[str, Any]:
         """What config.yaml holds, not to be trusted: plain values, nothing resolved.
@@ -94,11 +123,9 @@ class RunDir:
             CheckpointError: it is missing or not a config.
         """
         try:
-            values = yaml.safe_load((self.path / "config.yaml").read_text())
-        except (OSError, yaml.YAMLError):
-            values = None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"run={self.path}: has no checkpoint and no readable config.yaml; train anew")
+            values = parse_yaml(self.path / "config.yaml")
+        except CheckpointError as error:
+            raise CheckpointError(f"run={self.path}: has no checkpoint to resume from, and {error}") from None
         refuse_live_text(values, self.path)
         return values
 
@@ -106,12 +133,8 @@ class RunDir:
         """Rewrite run.json, atomically, with a status and whatever else is known by now."""
         self._write("run.json", json.dumps(self.info() | {"status": status} | more, indent=1) + "\n")
 
-    def _write(self, name: str, text: str) -> None:
-        temporary = self.path / f".{name}.tmp"
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
-
-    def _link_latest(self) -> None:
+    def link_latest(self) -> None:
+        """Point the `latest` link beside the folder to it."""
         link = self.path.parent / "latest"
         # a convenience only: some file systems have no links, and somebody's own `latest` is not touched
         with contextlib.suppress(OSError):
@@ -119,6 +142,15 @@ class RunDir:
                 link.unlink()
             if not link.exists():
                 link.symlink_to(self.path.name, target_is_directory=True)
+
+    def _write(self, name: str, text: str) -> None:
+        temporary = self._temporary(name)
+        temporary.unlink(missing_ok=True)  # a link by that name would be followed
+        temporary.write_text(text)
+        temporary.replace(self.path / name)
+
+    def _temporary(self, name: str) -> Path:
+        return self.path / f".{name}.tmp"
 
 
 def unwritable(path: Path, error: OSError) -> ConfigError:

@@ -1,0 +1,251 @@
+"""Stopping and going on changes nothing: the weights and the metrics are those of a run that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+
+from parl_cli import registry
+from parl_cli.cli import main
+from parl_cli.config import CheckpointConfig, EnvConfig, ResumeCommand
+from parl_cli.errors import EnvError
+from parl_cli.experiment import resume_run, train_run
+from parl_cli.training import checkpoint
+from tests.helpers.cli import parl
+from tests.helpers.runs import (
+    CLI_TINY,
+    ROLLOUT,
+    Parl,
+    go_on,
+    normalising_config,
+    policy_hash,
+    steady_rows,
+    train,
+)
+
+CARTPOLE, PENDULUM = "CartPole-v1", "Pendulum-v1"
+UPDATES = 16
+CLI_UPDATES = 110
+CLI_STEPS = CLI_UPDATES * ROLLOUT
+TRAIN = ("train", "algo=ppo", "env=cartpole", f"total_steps={CLI_STEPS}", "hydra.run.dir=run", *CLI_TINY)
+
+
+def vectorizer(name):
+    options = {} if name == "serial" else {"num_workers": 2}
+    return registry.load("vectorizer", name).Config(**options)
+
+
+def assert_same_run(mine, other):
+    assert policy_hash(mine) == policy_hash(other)
+    assert steady_rows(mine) == steady_rows(other)
+    last = [checkpoint.last(run) / "training.safetensors" for run in (mine, other)]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+# ---- in this process ----
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name", "stop_at"),
+    [
+        (CARTPOLE, "serial", 8),
+        (CARTPOLE, "thread", 5),
+        (CARTPOLE, "subprocess", 8),
+        (PENDULUM, "serial", 8),
+        (PENDULUM, "thread", 8),
+        (PENDULUM, "subprocess", 3),
+    ],
+)
+def test_half_then_restore_then_half_equals_the_whole_run(tmp_path, env_id, name, stop_at):
+    config = normalising_config(env_id, UPDATES, vectorizer=vectorizer(name))
+    assert train(config, tmp_path / "whole") == "budget"
+    assert train(config, tmp_path / "halves", stop_at=stop_at) == "interrupted: SIGINT"
+    assert len(steady_rows(tmp_path / "halves")) == stop_at
+    assert go_on(config, tmp_path / "halves") == "budget"
+    assert_same_run(tmp_path / "halves", tmp_path / "whole")
+
+
+def test_stopping_after_every_single_update_changes_nothing(tmp_path):
+    config = normalising_config(PENDULUM, 6)
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "bits", stop_at=1)
+    for update in range(2, 6):
+        go_on(config, tmp_path / "bits", stop_at=update)
+    go_on(config, tmp_path / "bits")
+    assert_same_run(tmp_path / "bits", tmp_path / "whole")
+
+
+def test_the_seed_alone_decides_the_weights_whatever_the_vectorizer(tmp_path):
+    def trained(name, seed):
+        folder = tmp_path / f"{name}{seed}"
+        train(normalising_config(CARTPOLE, 6, vectorizer=vectorizer(name), seed=seed), folder)
+        return policy_hash(folder)
+
+    hashes = {name: trained(name, 1) for name in registry.names("vectorizer")}
+    assert len(hashes) >= 3
+    assert len(set(hashes.values())) == 1
+    assert trained("serial", 2) != hashes["serial"]
+
+
+def test_an_irreproducible_env_is_named_and_begins_anew_on_request(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = normalising_config(
+        env=EnvConfig(name="toy", id="parl/Irreproducible-v0", kwargs={"length": 50}), updates=UPDATES
+    )
+    train(config, tmp_path / "run", stop_at=3)
+    rows = steady_rows(tmp_path / "run")
+    with pytest.raises(EnvError, match=r"env \d cannot be resumed exactly.*checkpoint\.env=reset"):
+        resume_run(ResumeCommand(run="run"))
+    assert steady_rows(tmp_path / "run") == rows  # a resume that fails leaves the run as it was
+    assert main(["resume", "run=run", "checkpoint.env=reset"]) == 0
+    after = steady_rows(tmp_path / "run")
+    assert after[:3] == rows
+    assert len(after) == UPDATES
+
+
+def test_a_finished_run_is_resumed_only_with_more_steps(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train_run(normalising_config(PENDULUM, 4), tmp_path / "run", [])
+    capsys.readouterr()
+    assert main(["resume", "run=run"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"parl: error: run=run: finished, 256 of 256 .* total_steps=\d+ .*\n", error)
+    assert main(["resume", "run=run", f"total_steps={8 * ROLLOUT}"]) == 0
+    train(normalising_config(PENDULUM, 8), tmp_path / "straight")
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_warm_started_run_resumes_without_what_it_was_warmed_up_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(CARTPOLE, 2), tmp_path / "source")
+    config = normalising_config(CARTPOLE, 4, init_from="source")
+    train_run(config, tmp_path / "whole", [])
+    with pytest.raises(SystemExit) as stop:
+        stop_early(monkeypatch, 2, lambda: train_run(config, tmp_path / "halves", []))
+    assert stop.value.code == 130
+    (tmp_path / "source").rename(tmp_path / "gone")
+    resume_run(ResumeCommand(run="halves"))
+    assert_same_run(tmp_path / "halves", tmp_path / "whole")
+    cold = normalising_config(CARTPOLE, 4)
+    train(cold, tmp_path / "cold")
+    assert policy_hash(tmp_path / "cold") != policy_hash(tmp_path / "whole")
+
+
+def stop_early(monkeypatch, update, job):
+    """Run a job of the command line, and press Ctrl-C during an update."""
+    from parl_cli.training.learner import Learner
+
+    step = Learner.step
+
+    def step_and_stop(self, rollouts):
+        metrics = step(self, rollouts)
+        if self.updates == update:
+            signal.raise_signal(signal.SIGINT)
+        return metrics
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", step_and_stop)
+        job()
+
+
+def test_going_back_to_an_earlier_step_drops_the_checkpoints_after_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = normalising_config(CARTPOLE, 6, checkpoint=CheckpointConfig(every_steps=ROLLOUT, keep=5))
+    train_run(config, tmp_path / "run", [])
+    before = policy_hash(tmp_path / "run")
+    with pytest.raises(SystemExit):
+        stop_early(monkeypatch, 3, lambda: resume_run(ResumeCommand(run="run", step=2 * ROLLOUT)))
+    steps = [int(path.name) // ROLLOUT for path in checkpoint.numbered(tmp_path / "run/checkpoints")]
+    assert steps == [2, 3]
+    assert len(steady_rows(tmp_path / "run")) == 3
+    resume_run(ResumeCommand(run="run"))
+    assert policy_hash(tmp_path / "run") == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = normalising_config(CARTPOLE, 4)
+    train_run(config, tmp_path / "whole", [])
+    train(config, tmp_path / "run", stop_at=2)
+    checkpoint.remove(checkpoint.last(tmp_path / "run"))
+    resume_run(ResumeCommand(run="run"))
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+# ---- the real command line ----
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    done = parl(*TRAIN, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run"
+
+
+@pytest.mark.parametrize(
+    ("number", "rows", "extra", "code"),
+    [
+        (signal.SIGINT, 1, (), 130),
+        (signal.SIGINT, 13, (), 130),
+        (signal.SIGINT, 30, ("vectorizer=subprocess", "vectorizer.num_workers=2"), 130),
+        (signal.SIGTERM, 7, (), 143),
+    ],
+)
+def test_a_signal_finishes_the_update_saves_and_says_how_to_go_on(
+    tmp_path, monkeypatch, uninterrupted, number, rows, extra, code
+):
+    with Parl(*TRAIN, *extra, cwd=tmp_path) as process:
+        process.wait_for_rows(tmp_path / "run", rows)
+        os.killpg(process.process.pid, number)  # as a terminal does: to the workers too
+        found, out, err = process.end()
+    assert found == code
+    assert "parl resume run=run" in out
+    assert "Traceback" not in err
+    assert rows <= len(steady_rows(tmp_path / "run")) < CLI_UPDATES
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "run=run"]) == 0
+    assert_same_run(tmp_path / "run", uninterrupted)
+
+
+@pytest.mark.parametrize("extra", [(), ("vectorizer=subprocess", "vectorizer.num_workers=2")])
+def test_killed_at_random_moments_again_and_again_it_ends_the_same(tmp_path, monkeypatch, uninterrupted, extra):
+    rng = random.Random(len(extra))
+    run = tmp_path / "run"
+    command = [*TRAIN, *extra, f"checkpoint.every_steps={10 * ROLLOUT}"]
+    for kills in range(3):
+        with Parl(*command, cwd=tmp_path) as process:
+            if kills == 0:  # before the first checkpoint after step 0
+                process.wait_for_rows(run, 4)
+            else:
+                done = len(checkpoint_rows(run))
+                process.wait_for_rows(run, min(done + rng.randrange(5, 30), CLI_UPDATES - 30))
+                time.sleep(rng.uniform(0, 0.03))
+            process.process.kill()
+            assert process.end()[0] == -signal.SIGKILL
+        command = ["resume", "run=run"]
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "run=run"]) == 0
+    assert_same_run(run, uninterrupted)
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def checkpoint_rows(run):
+    """The rows that a resume keeps: those before the last checkpoint."""
+    steps = int(checkpoint.last(run).name)
+    return [row for row in steady_rows(run) if row["env_steps"] <= steps]
+
+
+def test_killed_while_it_starts_it_can_be_resumed(tmp_path, uninterrupted):
+    with Parl(*TRAIN, cwd=tmp_path) as process:
+        process.wait_for((tmp_path / "run/run.json").exists)
+        process.process.kill()
+        process.end()
+    done = parl("resume", "run=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(tmp_path / "run", uninterrupted)
