@@ -121,6 +121,7 @@ class Policy(Protocol):
     """An `nn.Module` that acts. It owns the observation normaliser; only the learner writes to it."""
 
     noise_dim: int  # uniform numbers one action takes
+    noise_period: int  # steps of an env that get the same numbers; 1: fresh ones every step
     state_size: int  # S; 0: no memory
 
     def act(

@@ -98,6 +98,7 @@ class Actor:
         )
         action = output.action.cpu().numpy()
         self._columns.write("action", t, columns, action)
+        self._columns.write("policy_version", t, columns, np.full(len(envs), self.version, np.int64))
         for name, value in output.extras.items():
             self._columns.write(name, t, columns, value.cpu().numpy())
         if self._state is not None:
@@ -119,11 +120,9 @@ class Actor:
             self._columns.write_head("state", columns, self._state[envs])
         steps = self._acted[envs] + np.arange(self.num_steps, dtype=np.uint64)[:, None]
         shape = (*self._agents, self.policy.noise_dim)
-        noise = uniform(self.noise_key, envs, steps, int(np.prod(shape)))
+        period = np.uint64(self.policy.noise_period)
+        noise = uniform(self.noise_key, envs, steps // period, int(np.prod(shape)))
         self._columns.write_whole("noise", columns, noise.reshape(self.num_steps, len(envs), *shape))
-        self._columns.write_whole(
-            "policy_version", columns, np.full((self.num_steps, len(envs)), self.version, np.int64)
-        )
 
     def _place(self, envs: np.ndarray) -> tuple[Any, Any]:
         """Where the rows of `envs` go: plain indices where all envs stand at the same step of columns 0…N−1."""
@@ -196,16 +195,24 @@ class Actor:
 
         Raises:
             EnvError: an env that did not come back to the same observation.
+            ValueError: the state is not one of such an actor (it may come from a file).
         """
         arrays = {name: value.numpy() for name, value in state.items()}
-        self._acted = arrays["acted"].astype(np.uint64)
-        numbers = arrays["episode_numbers"]
         if not arrays["obs"].size:
             return  # saved before the first rollout: nothing has begun
+        numbers = arrays["episode_numbers"]
+        for name in ("acted", "episode_numbers", "tail_lengths"):
+            _check_like(name, arrays[name], np.zeros(self.num_envs, np.int64))
+        self._acted = arrays["acted"].astype(np.uint64)
         if not replay:
             self._begin(numbers + 1)
             return
         self._begin(numbers)
+        _check_like("obs", arrays["obs"], self._obs)
+        _check_like("is_first", arrays["is_first"], self._is_first)
+        if self._state is not None:
+            _check_like("recurrent", arrays["recurrent"], self._state)
+        self._check_actions(arrays["tail_actions"])
         self._tails.unpack(arrays["tail_actions"], arrays["tail_lengths"])
         for envs, actions in self._tails.steps():
             self.vectorizer.send(actions, envs)
@@ -221,8 +228,24 @@ class Actor:
         if self._state is not None:
             self._state = arrays["recurrent"].copy()
 
+    def _check_actions(self, actions: np.ndarray) -> None:
+        space = self.vectorizer.single_action_space
+        each = actions.reshape(-1, *actions.shape[1 + len(self._agents) :]) if actions.size else actions
+        wrong = [index for index, action in enumerate(each) if not space.contains(action)]
+        if wrong:
+            raise ValueError(f"action {each[wrong[0]]} is not in {space}")
+
     def _refuse_replay(self, env: int, what: str) -> None:
         raise EnvError(
             f"env {env} cannot be resumed exactly: after its reset seed and the same actions {what}, so it is not "
             "reproducible; resume with checkpoint.env=reset to begin new episodes instead"
         )
+
+
+def _check_like(name: str, array: np.ndarray, like: np.ndarray) -> None:
+    if array.shape != like.shape or array.dtype != like.dtype:
+        raise ValueError(
+            f"{name} is {array.dtype} {list(array.shape)}; these envs need {like.dtype} {list(like.shape)}"
+        )
+    if array.dtype.kind == "i" and array.size and array.min() < 0:
+        raise ValueError(f"{name} is negative")

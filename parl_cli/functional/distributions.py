@@ -32,6 +32,11 @@ _LOG_SQRT_2PI = 0.5 * math.log(2.0 * math.pi)
 _QUADRATURE_NODES = 32
 
 
+def standard_normal(noise: Tensor) -> Tensor:
+    """Φ⁻¹ of uniform `noise`: standard normal numbers, at most 5.3 from 0."""
+    return torch.erfinv(2.0 * noise.clamp(_NOISE_MIN, 1.0 - _NOISE_MIN) - 1.0) * math.sqrt(2.0)
+
+
 class Distribution(ABC):
     """A distribution over actions, one for every row of the lead. Build one by `ActionDistribution(params)`."""
 
@@ -194,8 +199,7 @@ class Gaussian(Distribution):
         return (0.5 * (torch.expm1(2.0 * log_ratio) + distance.square()) - log_ratio).sum(-1)
 
     def _base_sample(self, noise: Tensor) -> Tensor:
-        normal = torch.erfinv(2.0 * noise.clamp(_NOISE_MIN, 1.0 - _NOISE_MIN) - 1.0) * math.sqrt(2.0)
-        return self.mean + self.std * normal
+        return self.mean + self.std * standard_normal(noise)
 
     def _base_log_prob(self, x: Tensor) -> Tensor:
         return -0.5 * ((x - self.mean) / self.std).square() - self.log_std - _LOG_SQRT_2PI
@@ -340,8 +344,8 @@ def _box_distribution(space: spaces.Box, squash: bool) -> ActionDistribution:
     low, high = space.low.astype(np.float64).ravel(), space.high.astype(np.float64).ravel()
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ConfigError(
-            f"policy.squash=true with action space {_show(space)}: bounds must be finite; set policy.squash=false or give the Box "
-            f"finite bounds with a wrapper"
+            f"policy.squash=true with action space {_show(space)}: bounds must be finite; set policy.squash=false "
+            "or give the Box finite bounds with a wrapper"
         )
     if not (low < high).all():
         raise ConfigError(

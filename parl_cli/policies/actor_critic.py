@@ -5,6 +5,10 @@ with gains sqrt(2) hidden, 0.01 policy head, 1 value head, zero biases (`hidden_
 separate networks for policy and value (`shared_trunk`); Gaussian policy with state-independent log-std and
 independent dimensions (`state_dependent_std log_std_init`); observation normalisation and clipping
 (`normalize_obs obs_clip`); actions clipped into the Box on the way to the env only (`env_action`).
+
+`gsde` is Raffin et al. 2020 (arXiv:2005.05719): the exploration noise is a linear function of the policy's last
+features, with a matrix W ~ N(0, sigma²) drawn anew every `gsde_period` steps, so the density is that of
+N(mu, features² · sigma²). Features are detached in the variance, as the authors do.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from torch import Tensor, nn
 
 from parl_cli.config import option
 from parl_cli.errors import ConfigError
-from parl_cli.functional.distributions import make_distribution
+from parl_cli.functional.distributions import make_distribution, standard_normal
 from parl_cli.policies.encoders import VectorEncoder, mlp, orthogonal
 from parl_cli.policies.normalizer import RunningNormalizer
 from parl_cli.types import ActOutput, EnvSpec, Rollout
+
+GSDE_EPSILON = 1e-6  # added to the variance, as in the authors' code
 
 Activation = Literal["tanh", "relu", "relu6", "elu", "silu", "gelu"]
 
@@ -43,6 +49,8 @@ class ActorCriticConfig:
     log_std_init: float = option(0.0, "initial log standard deviation (Box actions)", ge=-20, le=2)
     state_dependent_std: bool = option(False, "the network also puts out the log-std (Box actions)")
     squash: bool = option(False, "tanh-squashed Gaussian within the action bounds (Box actions)")
+    gsde: bool = option(False, "generalised state-dependent exploration (Box actions)")
+    gsde_period: int = option(4, "steps that share one draw of gSDE's exploration matrix", ge=1)
     normalize_obs: bool = option(False, "whiten observations by their running mean and std")
     obs_clip: float = option(10.0, "normalised observations are clipped to ± this", gt=0)
 
@@ -61,6 +69,7 @@ class ActorCritic(nn.Module):
     Config = ActorCriticConfig
     summary: ClassVar[str] = "perceptron, shared or separate policy and value networks"
     state_size = 0
+    noise_period = 1
 
     def __init__(self, spec: EnvSpec, config: ActorCriticConfig) -> None:
         super().__init__()
@@ -73,11 +82,14 @@ class ActorCritic(nn.Module):
         self.distribution = make_distribution(spec.action_space, squash=config.squash)
         self.noise_dim = self.distribution.noise_dim
 
-        gaussian = isinstance(spec.action_space, spaces.Box)
-        self.num_log_std = self.distribution.num_params // 2 if gaussian else 0
-        free_std = gaussian and not config.state_dependent_std
-        num_outputs = self.distribution.num_params - (self.num_log_std if free_std else 0)
+        self.num_means = self.distribution.num_means
+        free_std = self.num_means > 0 and not config.state_dependent_std
+        num_outputs = self.distribution.num_params - (self.num_means if free_std else 0)
         width = config.hidden_sizes[-1] if config.hidden_sizes else self.encoder.size
+        if config.gsde:
+            _check_gsde(spec, config)
+            self.noise_dim = width * self.num_means
+            self.noise_period = config.gsde_period
 
         def trunk() -> nn.Module:
             return mlp(self.encoder.size, config.hidden_sizes, config.activation, config.norm, config.hidden_gain)
@@ -86,9 +98,10 @@ class ActorCritic(nn.Module):
         self.value_trunk = None if config.shared_trunk else trunk()
         self.policy_head = orthogonal(nn.Linear(width, num_outputs), config.policy_gain)
         self.value_head = orthogonal(nn.Linear(width, 1), config.value_gain)
-        self.log_std = nn.Parameter(torch.full((self.num_log_std,), config.log_std_init)) if free_std else None
-        if gaussian and config.state_dependent_std:
-            nn.init.constant_(self.policy_head.bias[-self.num_log_std :], config.log_std_init)
+        std_shape = (width, self.num_means) if config.gsde else (self.num_means,)
+        self.log_std = nn.Parameter(torch.full(std_shape, config.log_std_init)) if free_std else None
+        if self.num_means and config.state_dependent_std:
+            nn.init.constant_(self.policy_head.bias[-self.num_means :], config.log_std_init)
 
     def features(self, obs: Tensor) -> Tensor:
         """`obs` [*lead, *space.shape] → normalised vectors [*lead, F]."""
@@ -100,7 +113,10 @@ class ActorCritic(nn.Module):
         out = self.policy_head(hidden)
         if self.log_std is None:
             return out
-        return torch.cat([out, self.log_std.expand(*out.shape[:-1], self.num_log_std)], dim=-1)
+        if self.config.gsde:
+            variance = hidden.detach().square() @ (2 * self.log_std).exp()
+            return torch.cat([out, 0.5 * torch.log(variance + GSDE_EPSILON)], dim=-1)
+        return torch.cat([out, self.log_std.expand(*out.shape[:-1], self.num_means)], dim=-1)
 
     def act(
         self, obs: Tensor, state: Tensor | None, is_first: Tensor, noise: Tensor, greedy: bool = False
@@ -112,8 +128,16 @@ class ActorCritic(nn.Module):
         """Draw from the distribution that the policy head puts on `hidden` [B(, A), H]."""
         params = self.params(hidden)
         distribution = self.distribution(params)
+        if self.config.gsde and not greedy:
+            noise = self._gsde_noise(hidden, params, noise)
         action = distribution.mode() if greedy else distribution.sample(noise)
         return ActOutput(action, None, {"log_prob": distribution.log_prob(action), "dist_params": params})
+
+    def _gsde_noise(self, hidden: Tensor, params: Tensor, noise: Tensor) -> Tensor:
+        """Uniform noise whose normal quantile is gSDE's perturbation, features · W with W ~ N(0, sigma²), in stds."""
+        draws = standard_normal(noise).unflatten(-1, (hidden.shape[-1], self.num_means))
+        perturbation = torch.einsum("...f,...fd->...d", hidden, self.log_std.exp() * draws)  # type: ignore[union-attr]
+        return torch.special.ndtr(perturbation / params[..., self.num_means :].exp())
 
     def evaluate(self, obs: Tensor, state: Tensor | None = None, is_first: Tensor | None = None) -> tuple[Any, Tensor]:
         """The action distribution and the value [*lead] of a batch, with gradients.
@@ -149,13 +173,20 @@ class ActorCritic(nn.Module):
         if isinstance(space, spaces.Box):
             return np.clip(action, space.low, space.high).astype(space.dtype, copy=False)
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
-            return action + space.start
+            return (action + space.start).astype(space.dtype, copy=False)
         return action.astype(space.dtype, copy=False)
 
     def update_normalizer(self, rollout: Rollout) -> None:
         """Fold the rollout's real observations into the running statistics."""
         if self.normalizer is not None:
             self.normalizer.update(self.encoder(rollout.obs[rollout.mask]))
+
+
+def _check_gsde(spec: EnvSpec, config: ActorCriticConfig) -> None:
+    if not isinstance(spec.action_space, spaces.Box):
+        raise ConfigError(f"policy.gsde=true: needs Box actions, not {spec.action_space}; set policy.gsde=false")
+    if config.state_dependent_std:
+        raise ConfigError("policy.gsde=true: has a state-dependent std already; set policy.state_dependent_std=false")
 
 
 def truncated_finals(rollout: Rollout) -> tuple[Tensor, Tensor]:
