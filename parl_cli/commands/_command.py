@@ -39,9 +39,9 @@ def run_command(
         print(command_help(name, config_class))
         return 0
 
-    from parl_cli.commands._compose import compose, plain, quote_values, session
-    from parl_cli.commands._grid import expand
     from parl_cli.commands._show import show
+    from parl_cli.composition.compose import compose, plain, quote_values, session
+    from parl_cli.composition.grid import expand
 
     if not flags.multirun:
         # With -m a comma separates values, so there a path with one in it must be quoted by the user.

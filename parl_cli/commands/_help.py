@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from parl_cli.commands import _conf
 from parl_cli.commands._flags import FLAGS_HELP
+from parl_cli.composition import conf_files
 from parl_cli.config import COMPONENTS, CheckpointConfig, EnvConfig, EvalConfig, LoggerConfig, TrainConfig
 
 _WIDTH = 34  # of the column `key=value`
@@ -48,18 +48,18 @@ def train_help(overrides: Sequence[str], config_dir: str | None) -> str:
     """
     from omegaconf import OmegaConf
 
-    from parl_cli.commands._compose import compose, session
+    from parl_cli.composition.compose import compose, session
 
     with session(config_dir) as hydra:
         config = compose(hydra, "train", overrides)
     choices = config.hydra.runtime.choices
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     del values["hydra"]
-    train_yaml = _conf.comments(_conf.builtin_conf() / "train.yaml")
+    train_yaml = conf_files.comments(conf_files.builtin_conf() / "train.yaml")
     lines = ["parl train: train a policy, or several with -m", "", "usage: parl train [flags] [key=value …]", ""]
     lines += [FLAGS_HELP, "", "choices, group=option (* the present one):"]
-    for group in _conf.groups(config_dir):
-        shown = [f"{name}*" if choices.get(group) == name else name for name in _conf.options(group, config_dir)]
+    for group in conf_files.groups(config_dir):
+        shown = [f"{name}*" if choices.get(group) == name else name for name in conf_files.options(group, config_dir)]
         lines.append(f"  {group:<12}{', '.join(shown)}")
     lines += ["", "keys, with their present values:"]
     documented = {field.name: field.metadata["doc"] for field in dataclasses.fields(TrainConfig) if field.metadata}
@@ -69,9 +69,9 @@ def train_help(overrides: Sequence[str], config_dir: str | None) -> str:
     for key, part in values.items():
         if isinstance(part, Mapping):
             option = choices.get(key)
-            file = _conf.options(key, config_dir).get(str(option)) if key in (*COMPONENTS, "logger") else None
+            file = conf_files.options(key, config_dir).get(str(option)) if key in (*COMPONENTS, "logger") else None
             docs = {f.name: f.metadata["doc"] for f in dataclasses.fields(_PARTS[key])} if key in _PARTS else {}
-            docs |= _conf.comments(file) if file else _below(train_yaml, key)
+            docs |= conf_files.comments(file) if file else _below(train_yaml, key)
             title = documented.get(key, "") + (f" ({key}={option})" if option else "")
             lines += [
                 "",

@@ -18,8 +18,8 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from parl_cli.commands._compose import compose, plain
-from parl_cli.commands._messages import translated
+from parl_cli.composition.compose import compose, plain
+from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import Container, OmegaConf
 
-from parl_cli.commands._compose import compose, prepare, without_hydra
 from parl_cli.commands._flags import Flags
-from parl_cli.commands._messages import translated
+from parl_cli.composition.compose import compose, prepare, without_hydra
+from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError
 
 

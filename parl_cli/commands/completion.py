@@ -83,17 +83,19 @@ def complete(line: str) -> list[str]:
 def _overrides(command: str, typed: list[str], word: str) -> list[str]:
     from omegaconf import OmegaConf
 
-    from parl_cli.commands import _conf
-    from parl_cli.commands._compose import compose, session, without_hydra
     from parl_cli.commands._flags import parse_flags
+    from parl_cli.composition import conf_files
+    from parl_cli.composition.compose import compose, session, without_hydra
 
     flags = parse_flags(command, typed)
-    groups = _conf.groups(flags.config_dir) if command == "train" else []
+    groups = conf_files.groups(flags.config_dir) if command == "train" else []
     group, equals, value = word.partition("=")
     if equals and group in groups:
         *before, last = value.split(",")  # seed=1,2: each value of a sweep completes on its own
         typed_values = "".join(f"{item}," for item in before)
-        return [f"{group}={typed_values}{option}" for option in _starting(last, _conf.options(group, flags.config_dir))]
+        return [
+            f"{group}={typed_values}{option}" for option in _starting(last, conf_files.options(group, flags.config_dir))
+        ]
     if equals:
         return _values(group, value)
     with session(flags.config_dir) as hydra:

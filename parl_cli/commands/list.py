@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from parl_cli import registry
-from parl_cli.commands import _conf
 from parl_cli.commands._flags import parse_list_flags
+from parl_cli.composition import conf_files
 from parl_cli.config import EnvConfig, parse
 from parl_cli.errors import ConfigError, suggest
 
@@ -64,7 +64,9 @@ def overview(config_dir: str | None) -> list[Row]:
     """Every topic with its names."""
     found = []
     for topic, (doc, _) in TOPICS.items():
-        names = list(_conf.options(_GROUPS[topic], config_dir)) if topic in _GROUPS else registry.names(_KINDS[topic])
+        names = (
+            list(conf_files.options(_GROUPS[topic], config_dir)) if topic in _GROUPS else registry.names(_KINDS[topic])
+        )
         found.append({"topic": topic, "what": doc, "names": ", ".join(names)})
     return found
 
@@ -76,7 +78,9 @@ def algos(config_dir: str | None) -> list[Row]:
         cls = registry.load("algo", name)
         supports = getattr(cls, "supports", {})
         tuned = [
-            pair.removeprefix(f"{name}/") for pair in _conf.options("tuned", config_dir) if pair.startswith(f"{name}/")
+            pair.removeprefix(f"{name}/")
+            for pair in conf_files.options("tuned", config_dir)
+            if pair.startswith(f"{name}/")
         ]
         found.append(
             {
@@ -96,9 +100,9 @@ def envs(config_dir: str | None) -> list[Row]:
     from omegaconf import OmegaConf
 
     found = []
-    for name, file in _conf.options("env", config_dir).items():
+    for name, file in conf_files.options("env", config_dir).items():
         row = dict.fromkeys(("env", "id", "obs", "actions", "limit", "extra", "installed", "what"), "")
-        row |= {"env": name, "what": _conf.summary(file)}
+        row |= {"env": name, "what": conf_files.summary(file)}
         try:
             config = parse(EnvConfig, OmegaConf.to_container(OmegaConf.load(file), resolve=True), "env")
             row |= {"id": config.id or "", "extra": config.extra or ""}
@@ -129,8 +133,8 @@ def _components(kind: str) -> Callable[[str | None], list[Row]]:
 
 def _configs(group: str) -> Callable[[str | None], list[Row]]:
     def rows(config_dir: str | None) -> list[Row]:
-        found = _conf.options(group, config_dir).items()
-        return [{group: name, "what": _conf.summary(file), "file": _short(file)} for name, file in found]
+        found = conf_files.options(group, config_dir).items()
+        return [{group: name, "what": conf_files.summary(file), "file": _short(file)} for name, file in found]
 
     return rows
 
@@ -206,7 +210,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _short(file: Path) -> str:
-    own = _conf.builtin_conf()
+    own = conf_files.builtin_conf()
     return f"conf/{file.relative_to(own).as_posix()}" if file.is_relative_to(own) else str(file)
 
 

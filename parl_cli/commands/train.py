@@ -14,9 +14,9 @@ def main(args: list[str]) -> int:
         print(train_help(flags.overrides, flags.config_dir))
         return 0
 
-    from parl_cli.commands._compose import session
     from parl_cli.commands._job import run_one, run_sweep
     from parl_cli.commands._show import show
+    from parl_cli.composition.compose import session
 
     with session(flags.config_dir) as hydra:
         if flags.cfg or flags.info:

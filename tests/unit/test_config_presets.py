@@ -6,8 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from parl_cli import registry
-from parl_cli.commands import _conf
-from parl_cli.commands._compose import compose, plain, session
+from parl_cli.composition import conf_files
+from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import (
     CheckpointConfig,
     EnvConfig,
@@ -21,7 +21,7 @@ from parl_cli.config import (
     to_plain,
 )
 
-CONF = _conf.builtin_conf()
+CONF = conf_files.builtin_conf()
 COMPONENTS = ("vectorizer", "policy", "actors", "algo")
 PARTS = {"checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig}
 
@@ -36,7 +36,7 @@ def composed(*overrides):
 
 
 def all_of(*groups):
-    return [pytest.param(group, name, id=f"{group}={name}") for group in groups for name in _conf.options(group)]
+    return [pytest.param(group, name, id=f"{group}={name}") for group in groups for name in conf_files.options(group)]
 
 
 @pytest.mark.parametrize(("group", "name"), all_of(*COMPONENTS))
@@ -56,7 +56,7 @@ def test_preset_named_like_its_component_holds_the_defaults(group, name):
 @pytest.mark.parametrize(("group", "name"), [*all_of(*COMPONENTS), ("logger", "default")])
 def test_every_key_of_a_preset_has_a_comment(group, name):
     file = CONF / group / f"{name}.yaml"
-    assert set(read(file)) <= set(_conf.comments(file))
+    assert set(read(file)) <= set(conf_files.comments(file))
 
 
 @pytest.mark.parametrize(("group", "name"), all_of("env"))
@@ -71,7 +71,7 @@ def test_recipe_composes_to_a_valid_config(group, name):
     parse_train(composed(f"{group}={name}"))
 
 
-@pytest.mark.parametrize("pair", _conf.options("tuned"))
+@pytest.mark.parametrize("pair", conf_files.options("tuned"))
 def test_tuned_preset_is_found_by_its_algorithm_and_env(pair):
     algo, env = pair.split("/")
     tuned = composed(f"algo={algo}", f"env={env}")
@@ -115,7 +115,7 @@ def test_command_yaml_holds_the_defaults_of_its_dataclass(name, cls, key):
 
 @pytest.mark.parametrize("name", ["train", "eval", "resume"])
 def test_every_key_of_a_command_has_a_comment(name):
-    documented = _conf.comments(CONF / f"{name}.yaml")
+    documented = conf_files.comments(CONF / f"{name}.yaml")
     for key, value in read(CONF / f"{name}.yaml").items():
         if key in ("defaults", "hydra"):
             continue

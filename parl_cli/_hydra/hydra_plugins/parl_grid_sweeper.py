@@ -16,7 +16,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from parl_cli.commands._grid import expand
+from parl_cli.composition.grid import expand
 
 # A plain dict, not a dataclass: Hydra runs this file before it is in sys.modules, where dataclasses look up types.
 # `params` holds sweeps as on the command line, e.g. {seed: "1,2,3"}, which then need not be typed.

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 from parl_cli.commands._flags import warn
 from parl_cli.commands._job import describe, execute, make_dir, set_dir, validate
-from parl_cli.commands._messages import translated
+from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError, ParlError
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 import pytest
 
-from parl_cli.commands._compose import compose, parse_overrides, plain, prepare, quote_values, session
 from parl_cli.commands._flags import parse_flags
-from parl_cli.commands._grid import expand
+from parl_cli.composition.compose import compose, parse_overrides, plain, prepare, quote_values, session
+from parl_cli.composition.grid import expand
 from parl_cli.errors import ConfigError
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from parl_cli import registry
-from parl_cli.commands import _conf
 from parl_cli.commands.list import TOPICS, main
+from parl_cli.composition import conf_files
 from parl_cli.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def test_every_topic_can_be_listed(topic, capsys):
 def test_overview_names_every_topic_and_every_env(capsys):
     shown = {row["topic"]: row["names"] for row in rows(capsys)}
     assert set(shown) == set(TOPICS)
-    assert set(_conf.options("env")) == set(shown["envs"].split(", "))
+    assert set(conf_files.options("env")) == set(shown["envs"].split(", "))
 
 
 def test_algorithms_say_what_they_support(capsys):

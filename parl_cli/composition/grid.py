@@ -8,7 +8,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from parl_cli.commands._messages import translated
+from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError
 
 

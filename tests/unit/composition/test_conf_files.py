@@ -1,6 +1,6 @@
 import pytest
 
-from parl_cli.commands import _conf
+from parl_cli.composition import conf_files
 from parl_cli.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def test_comments_are_found_by_dotted_path(tmp_path):
         "  inner: {a: 1} # fourth\n"
         "silent: 2\n"
     )
-    assert _conf.comments(file) == {
+    assert conf_files.comments(file) == {
         "plain": "first",
         "quoted": "second",
         "colour": "third",
@@ -35,24 +35,24 @@ def test_comments_are_found_by_dotted_path(tmp_path):
 def test_summary_is_the_first_sentence(tmp_path, text, words):
     file = tmp_path / "x.yaml"
     file.write_text(text)
-    assert _conf.summary(file) == words
+    assert conf_files.summary(file) == words
 
 
 def test_groups_leave_out_hydras_own_and_empty_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "empty").mkdir(parents=True)
-    assert {"env", "algo", "tuned"} <= set(_conf.groups())
-    assert not {"hydra", "empty"} & set(_conf.groups())
+    assert {"env", "algo", "tuned"} <= set(conf_files.groups())
+    assert not {"hydra", "empty"} & set(conf_files.groups())
 
 
 def test_conf_in_the_working_directory_adds_options(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf" / "env").mkdir(parents=True)
     (tmp_path / "conf" / "env" / "mine.yaml").touch()
-    assert "mine" in _conf.options("env")
-    assert "cartpole" in _conf.options("env")
+    assert "mine" in conf_files.options("env")
+    assert "cartpole" in conf_files.options("env")
 
 
 def test_a_config_dir_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
-        _conf.user_confs(str(tmp_path / "nowhere"))
+        conf_files.user_confs(str(tmp_path / "nowhere"))

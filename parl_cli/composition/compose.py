@@ -2,7 +2,7 @@
 
 Hydra's own entry point prints errors over several lines, exits with 1 and makes the run folder before the job's code
 runs. So this file opens a `Hydra` object itself (`session`), and the commands call it. What Hydra raises leaves
-here as a `ConfigError` (see `_messages`).
+here as a `ConfigError` (see `messages`).
 
 Search path: parl's own `conf/`, then `--config-dir`, then `./conf` of the working directory. parl's own names win,
 as Hydra does with `--config-dir`: a folder that happens to hold a `conf/` cannot change what a command means. A
@@ -32,8 +32,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from parl_cli.commands._conf import builtin_conf, options, user_confs
-from parl_cli.commands._messages import translated
+from parl_cli.composition.conf_files import builtin_conf, options, user_confs
+from parl_cli.composition.messages import translated
 from parl_cli.config import COMPONENTS
 from parl_cli.errors import ConfigError, suggest
 
