@@ -14,6 +14,10 @@ from parl_cli.errors import ConfigError, suggest
 _TARGETS: dict[str, dict[str, str]] = {
     "algo": {
         "ppo": "parl_cli.algos.ppo:PPO",
+        "truly_ppo": "parl_cli.algos.truly_ppo:TrulyPPO",
+        "tr_ppo": "parl_cli.algos.tr_ppo:TRPPO",
+        "tr_ppo_rb": "parl_cli.algos.tr_ppo_rb:TRPPORB",
+        "ppo_rb": "parl_cli.algos.ppo_rb:PPORB",
     },
     "policy": {
         "mlp": "parl_cli.policies.actor_critic:ActorCritic",

@@ -87,13 +87,14 @@ class PPO:
         seed: seeds the minibatch shuffles.
     """
 
-    Config = PPOConfig
+    Config: ClassVar[type[PPOConfig]] = PPOConfig
     summary: ClassVar[str] = "on-policy, clipped surrogate or KL penalty, synchronous"
     supports: ClassVar[dict[str, tuple[str, ...]]] = {
         "actions": ("Discrete", "MultiDiscrete", "MultiBinary", "Box"),
         "observations": ("Box", "Discrete", "MultiDiscrete", "MultiBinary"),
         "actors": ("inline",),
     }
+    scheduled: ClassVar[tuple[str, ...]] = ("clip_range", "entropy_coef")  # each with a `<name>_schedule`, down to 0
 
     def __init__(self, policy: Any, config: PPOConfig, *, seed: int = 0) -> None:
         self.policy = policy
@@ -142,8 +143,10 @@ class PPO:
             progress: share of the budget used, for the schedules.
         """
         config = self.config
-        clip_range = schedule(config.clip_range_schedule, config.clip_range, 0.0, progress)
-        entropy_coef = schedule(config.entropy_coef_schedule, config.entropy_coef, 0.0, progress)
+        now = {
+            name: schedule(getattr(config, f"{name}_schedule"), getattr(config, name), 0.0, progress)
+            for name in self.scheduled
+        }
         self._set_learning_rate(progress)
 
         value, next_value = self.policy.values(rollout)
@@ -165,6 +168,8 @@ class PPO:
         }
         if not rollout.mask.all():
             batch["mask"] = rollout.mask
+            # whatever stands there may send the KL to infinity, and its gradient to NaN, though it is masked out later
+            batch["dist_params"] = batch["dist_params"].masked_fill(~rollout.mask.unsqueeze(-1), 0.0)
         recurrent = self.policy.state_size > 0
         if recurrent:
             batch |= {"is_first": rollout.is_first, "state": rollout.state}
@@ -176,7 +181,7 @@ class PPO:
             epochs += 1
             start = len(history)
             for part in minibatches(batch, config.num_minibatches, self.generator, whole_columns=recurrent):
-                history.append(self._minibatch_step(part, clip_range, entropy_coef))
+                history.append(self._minibatch_step(part, now))
             if config.target_kl is not None:
                 kl = float(torch.stack([row["policy/approx_kl"] for row in history[start:]]).mean())
                 if config.learning_rate_schedule == "kl_adaptive":
@@ -196,18 +201,18 @@ class PPO:
             )
         num_means = self.policy.distribution.num_means
         if num_means:
-            metrics["policy/std_mean"] = float(rollout.extras["dist_params"][..., num_means:].exp().mean())
+            std = rollout.extras["dist_params"][..., num_means:].exp().mean(dim=-1)
+            metrics["policy/std_mean"] = float(masked_mean(std, batch.get("mask")))
         actor_group, critic_group = self.optimizer.param_groups
         return metrics | {
             "value/explained_variance": float(explained_variance(value, returns, rollout.mask)),
             "optim/learning_rate": actor_group["lr"],
             "optim/critic_learning_rate": critic_group["lr"],
             "optim/epochs": float(epochs),
-            "algo/clip_range": clip_range,
-            "algo/entropy_coef": entropy_coef,
+            **{f"algo/{name}": value for name, value in now.items()},
         }
 
-    def _minibatch_step(self, batch: dict[str, Tensor], clip_range: float, entropy_coef: float) -> dict[str, Tensor]:
+    def _minibatch_step(self, batch: dict[str, Tensor], now: dict[str, float]) -> dict[str, Tensor]:
         config, mask = self.config, batch.get("mask")
         distribution, value = self.policy.evaluate(batch["obs"], batch.get("state"), batch.get("is_first"))
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
@@ -216,12 +221,13 @@ class PPO:
         if config.normalize_advantage:
             advantage = normalize_advantage(advantage, mask)
 
-        policy_loss = masked_mean(self.policy_loss(ratio, advantage, distribution, batch, clip_range), mask)
+        losses, extra = self.policy_loss(ratio, advantage, distribution, batch, now)
+        policy_loss = masked_mean(losses, mask)
         critic_loss = masked_mean(
             value_loss(value, batch["value"], batch["returns"], clip_range=config.value_clip_range), mask
         )
         entropy = masked_mean(distribution.entropy(), mask)
-        loss = policy_loss + config.value_coef * critic_loss - entropy_coef * entropy
+        loss = policy_loss + config.value_coef * critic_loss - now["entropy_coef"] * entropy
 
         self.optimizer.zero_grad()
         loss.backward()
@@ -231,7 +237,7 @@ class PPO:
         self.optimizer.step()
 
         with torch.no_grad():
-            clipped = ((ratio - 1).abs() > clip_range).float()
+            clipped = ((ratio - 1).abs() > now["clip_range"]).float()
             return {
                 "loss/policy": policy_loss.detach(),
                 "loss/value": critic_loss.detach(),
@@ -239,11 +245,17 @@ class PPO:
                 "policy/approx_kl": masked_mean(approx_kl(log_ratio), mask),
                 "policy/clip_fraction": masked_mean(clipped, mask),
                 "optim/grad_norm": grad_norm.detach(),
+                **{name: masked_mean(value.float(), mask) for name, value in extra.items()},
             }
 
     def policy_loss(
-        self, ratio: Tensor, advantage: Tensor, distribution: Any, batch: dict[str, Tensor], clip_range: float
-    ) -> Tensor:
+        self,
+        ratio: Tensor,
+        advantage: Tensor,
+        distribution: Any,
+        batch: dict[str, Tensor],
+        now: dict[str, float],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of each step, to be minimised; what the rest of PPO's family overrides.
 
         Args:
@@ -251,12 +263,15 @@ class PPO:
             advantage: [*lead].
             distribution: pi_new.
             batch: the minibatch; `dist_params` rebuild pi_old.
-            clip_range: epsilon at this point of its schedule.
+            now: each of `scheduled` at this point of its schedule.
+
+        Returns:
+            The loss, [*lead], and further metrics by name, [*lead] each, of which the mean is logged.
         """
         if self.config.objective == "kl_penalty":
             old = self.policy.distribution(batch["dist_params"])
-            return self.kl_penalty_coef * old.kl(distribution) - ratio * advantage
-        return ppo_clip_loss(ratio, advantage, clip_range)
+            return self.kl_penalty_coef * old.kl(distribution) - ratio * advantage, {}
+        return ppo_clip_loss(ratio, advantage, now["clip_range"]), {}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimizer, shuffling and adaptive coefficients."""

@@ -37,7 +37,9 @@ CATALOG: tuple[Metric, ...] = (
     ),
     Metric("policy/entropy", "nats", "entropy of the action distribution, before `algo/entropy_coef`"),
     Metric("policy/approx_kl", "nats", "estimated KL divergence from the acting to the updated policy"),
+    Metric("policy/kl", "nats", "exact KL divergence from the acting to the updated policy, mean over samples"),
     Metric("policy/clip_fraction", "share", "samples whose probability ratio lies outside the clip range"),
+    Metric("policy/trigger_fraction", "share", "samples that had gone too far: flat or rolled back (Truly PPO family)"),
     Metric("policy/std_mean", "action", "standard deviation of a Gaussian policy, mean over action dimensions"),
     Metric(
         "value/explained_variance", "-", "share of the returns' variance the critic predicts: 1 is perfect, 0 useless"
@@ -47,6 +49,7 @@ CATALOG: tuple[Metric, ...] = (
     Metric("optim/grad_norm", "-", "norm of the gradient before clipping, mean over minibatches"),
     Metric("optim/epochs", "epochs", "passes over the batch that were really run, before a target-KL stop"),
     Metric("algo/clip_range", "-", "PPO's ε in this update"),
+    Metric("algo/delta", "nats", "size of the trust region in this update (Truly PPO family)"),
     Metric("algo/entropy_coef", "-", "weight of the entropy bonus in this update"),
     Metric("algo/kl_penalty_coef", "-", "weight of the KL penalty in this update (KL-penalty variant)"),
     Metric("rollout/policy_lag_mean", "updates", "how many updates old the acting weights were, mean over steps"),

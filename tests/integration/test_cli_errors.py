@@ -24,7 +24,7 @@ def cpu_seconds(*args, cwd):
     ("args", "words"),
     [
         (["trian"], "did you mean train?"),
-        (["train", "algo=ppoo"], "did you mean ppo?"),
+        (["train", "algo=ppoo"], "did you mean ppo"),
         (["train", "sede=1"], "did you mean seed?"),
         (["train", "+sede=1"], "did you mean seed?"),
         (["train", "+algo.gama=1"], "did you mean gamma?"),

@@ -16,7 +16,7 @@ def elsewhere(tmp_path, monkeypatch):
     [
         ("parl tr", ["train"]),
         ("parl train al", ["algo.", "algo="]),
-        ("parl train algo=pp", ["algo=ppo"]),
+        ("parl train algo=pp", ["algo=ppo", "algo=ppo_rb"]),
         ("parl train env=cartp", ["env=cartpole"]),
         ("parl train -m env=acrobot,cartp", ["env=acrobot,cartpole"]),
         ("parl train algo.gam", ["algo.gamma="]),
@@ -60,7 +60,7 @@ def test_hydras_own_parser_is_never_made(monkeypatch):
         raise AssertionError("argparse as Hydra uses it")
 
     monkeypatch.setattr("hydra._internal.utils.get_args_parser", broken)
-    assert complete("parl train algo=pp") == ["algo=ppo"]
+    assert complete("parl train algo=pp") == ["algo=ppo", "algo=ppo_rb"]
     assert cli.main(["train", "--help"]) == 0
     assert cli.main(["train", "--cfg", "job"]) == 0
 
