@@ -28,7 +28,7 @@ def env(tmp_path):
     [
         ("parl tr", "train"),
         ("parl train al", "algo. algo="),
-        ("parl train algo=", "algo=ppo"),
+        ("parl train algo=truly", "algo=truly_ppo"),
         ("parl list env", "envs"),
     ],
 )
