@@ -119,8 +119,14 @@ class PPO:
         """
         algo = config.algo
         rows = algo.num_steps * config.num_envs
+        if algo.normalize_advantage and rows < 2:
+            raise ConfigError(
+                "algo.num_steps × num_envs = 1: an advantage alone cannot be normalised; raise one of them, or set "
+                "algo.normalize_advantage=false"
+            )
         if rows % algo.num_minibatches:
-            fitting = max(k for k in range(1, algo.num_minibatches) if rows % k == 0)
+            most = rows // 2 if algo.normalize_advantage else rows
+            fitting = max(k for k in range(1, min(algo.num_minibatches, most + 1)) if rows % k == 0)
             raise ConfigError(
                 f"algo.num_minibatches={algo.num_minibatches}: must divide algo.num_steps × num_envs = "
                 f"{algo.num_steps} × {config.num_envs} = {rows}; try algo.num_minibatches={fitting}"
@@ -133,6 +139,12 @@ class PPO:
         if algo.learning_rate_schedule == "kl_adaptive" and algo.target_kl is None:
             raise ConfigError(
                 "algo.learning_rate_schedule=kl_adaptive: needs the KL to aim at; add algo.target_kl=0.01"
+            )
+        in_bounds = MIN_ADAPTIVE_LR <= algo.learning_rate <= MAX_ADAPTIVE_LR
+        if algo.learning_rate_schedule == "kl_adaptive" and not in_bounds:
+            raise ConfigError(
+                f"algo.learning_rate={algo.learning_rate}: kl_adaptive keeps it between {MIN_ADAPTIVE_LR} and "
+                f"{MAX_ADAPTIVE_LR}; start in there"
             )
 
     def update(self, rollout: Rollout, progress: float = 0.0) -> Metrics:
@@ -152,7 +164,7 @@ class PPO:
         value, next_value = self.policy.values(rollout)
         # a row without a real successor (a worker was replaced) is cut like a time limit: bootstrap, then stop
         cut = rollout.truncated.clone()
-        cut[:-1] |= ~rollout.mask[1:] & ~rollout.terminated[:-1]
+        cut[:-1] |= ~rollout.mask[1:]
         advantage = gae(
             rollout.reward, value, next_value, rollout.terminated, cut, gamma=config.gamma, lam=config.gae_lambda
         )
@@ -196,9 +208,9 @@ class PPO:
         metrics = dict(zip(history[0], means, strict=True))
         if config.objective == "kl_penalty":
             metrics["algo/kl_penalty_coef"] = self.kl_penalty_coef
-            self.kl_penalty_coef = kl_penalty_coef(
-                self.kl_penalty_coef, metrics["policy/approx_kl"], config.kl_penalty_target
-            )
+            # of the last epoch: in the first minibatches the policy has hardly moved
+            kl = float(torch.stack([row["policy/approx_kl"] for row in history[start:]]).mean())
+            self.kl_penalty_coef = kl_penalty_coef(self.kl_penalty_coef, kl, config.kl_penalty_target)
         num_means = self.policy.distribution.num_means
         if num_means:
             std = rollout.extras["dist_params"][..., num_means:].exp().mean(dim=-1)
@@ -216,6 +228,8 @@ class PPO:
         config, mask = self.config, batch.get("mask")
         distribution, value = self.policy.evaluate(batch["obs"], batch.get("state"), batch.get("is_first"))
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
+        if mask is not None:  # a ratio that overflows would come back as NaN from the backward pass
+            log_ratio = log_ratio.masked_fill(~mask, 0.0)
         ratio = log_ratio.exp()
         advantage = batch["advantage"]
         if config.normalize_advantage:
