@@ -1,0 +1,259 @@
+import dataclasses
+
+import pytest
+import torch
+
+from parl_cli import build
+from parl_cli.config import EnvConfig, LoggerConfig, to_plain
+from parl_cli.errors import CheckpointError, ConfigError
+from parl_cli.policies.actor_critic import ActorCritic
+from parl_cli.training import checkpoint
+from parl_cli.training.evaluate import evaluate
+from parl_cli.vectorizers.serial import SerialVectorizer
+from parl_cli.vectorizers.thread import ThreadVectorizer
+from tests.helpers.stubs import build_all, train_config, weights_hash
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch):
+    monkeypatch.setattr(build, "available_cores", lambda: 3)
+
+
+def plain(**changes):
+    """A whole config as the command line gives it: plain values."""
+    config = train_config(**changes)
+    return to_plain(config) | {"num_threads": changes.get("num_threads")}
+
+
+def threaded(num_workers=None):
+    return ThreadVectorizer.Config(num_workers=num_workers)
+
+
+def refused(values):
+    with pytest.raises(ConfigError) as caught:
+        build.validate(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ---- resolve ----
+
+
+@pytest.mark.parametrize(("num_envs", "workers"), [(2, 2), (8, 3)])
+def test_workers_are_one_per_core_and_at_most_one_per_env(num_envs, workers):
+    config = build.resolve(train_config(vectorizer=threaded(), num_envs=num_envs))
+    assert config.vectorizer.num_workers == workers
+
+
+def test_workers_that_were_asked_for_stay():
+    assert build.resolve(train_config(vectorizer=threaded(4))).vectorizer.num_workers == 4
+
+
+def test_more_workers_than_envs_are_refused():
+    message = refused(plain(vectorizer=threaded(5), num_envs=4))
+    assert message.startswith("vectorizer.num_workers=5: at most one per env, num_envs=4")
+
+
+def test_a_vectorizer_without_workers_needs_none():
+    config = train_config()
+    assert build.resolve(config).vectorizer == config.vectorizer
+
+
+def test_a_perceptron_gets_one_thread_and_a_large_network_one_per_core(monkeypatch):
+    assert build.resolve(train_config(num_threads=None)).num_threads == 1
+    monkeypatch.setattr(ActorCritic, "prefers_accelerator", True, raising=False)
+    assert build.resolve(train_config(num_threads=None)).num_threads == 3
+
+
+def test_threads_that_were_asked_for_stay():
+    assert build.resolve(train_config(num_threads=7)).num_threads == 7
+
+
+# ---- validate ----
+
+
+def test_a_valid_config_comes_back_resolved():
+    config = build.validate(plain(vectorizer=threaded()))
+    assert config == dataclasses.replace(train_config(vectorizer=threaded(3)), num_threads=1)
+
+
+@pytest.mark.parametrize(("num_envs", "num_minibatches"), [(3, 5), (7, 128), (1, 16)])
+def test_advice_on_minibatches_can_be_followed(num_envs, num_minibatches):
+    values = plain(num_envs=num_envs)
+    values["algo"]["num_minibatches"] = num_minibatches
+    message = refused(values)
+    assert message.startswith(f"algo.num_minibatches={num_minibatches}:")
+    if "try" in message:
+        values["algo"]["num_minibatches"] = int(message.rpartition("try algo.num_minibatches=")[2])
+        build.validate(values)
+    else:
+        assert "algo.normalize_advantage=false" in message
+        values["algo"]["normalize_advantage"] = False
+        build.validate(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"algo": {"name": "pop"}}, "algo=pop: no such algo"),
+        ({"device": "gpu"}, "device=gpu: must be auto"),
+        ({"num_envs": 0}, "num_envs=0: must be at least 1"),
+        ({"plugins": ["no_such_module_at_all"]}, "plugins=[no_such_module_at_all]: cannot be imported"),
+        ({"polciy": {}}, "unknown key polciy; did you mean policy?"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(change, words):
+    assert refused(plain() | change).startswith(words)
+
+
+def test_a_policy_that_cannot_act_in_the_env_is_refused():
+    values = plain()
+    values["policy"]["squash"] = True
+    assert "squash" in refused(values)
+
+
+def test_an_env_that_is_not_there_is_refused():
+    assert "NoSuchEnv-v0" in refused(plain(env=EnvConfig(id="NoSuchEnv-v0")))
+
+
+def test_plugins_are_imported_before_names_are_looked_up(tmp_path, monkeypatch):
+    (tmp_path / "plug_in_for_build.py").write_text(
+        "from parl_cli import registry\n"
+        "from parl_cli.policies.actor_critic import ActorCritic\n"
+        "class Mine(ActorCritic):\n    pass\n"
+        "registry.register('policy', 'plug_in_mlp', 'plug_in_for_build:Mine')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(build.registry, "_TARGETS", {k: dict(v) for k, v in build.registry._TARGETS.items()})
+    values = plain() | {"plugins": ["plug_in_for_build"]}
+    values["policy"]["name"] = "plug_in_mlp"
+    assert build.validate(values).policy.name == "plug_in_mlp"
+
+
+def test_tensorboard_without_its_extra_is_refused_before_training(monkeypatch):
+    def missing(*args, **kwargs):
+        raise ConfigError("logger.tensorboard=true: needs the extra")
+
+    for name in ("TensorBoardSink",):
+        monkeypatch.setattr(build, name, missing)
+    assert "extra" in refused(plain(logger=LoggerConfig(tensorboard=True)))
+
+
+# ---- init_from ----
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A checkpoint of a policy that has learned something."""
+    learner, pool = build_all(train_config())
+    learner.step(pool.get(1))
+    pool.close()
+    policy = learner.algo.policy
+    folder = tmp_path / "64"
+    checkpoint.save(
+        folder, env_steps=64, config=to_plain(train_config()), policy=policy.state_dict(), training={"learner": {}}
+    )
+    return folder, policy
+
+
+def test_init_from_is_checked_before_anything_starts(trained):
+    folder, _ = trained
+    assert build.validate(plain() | {"init_from": str(folder)}).init_from == str(folder)
+
+
+def test_init_from_a_checkpoint_of_another_network_is_refused(trained):
+    folder, _ = trained
+    values = plain() | {"init_from": str(folder)}
+    values["policy"]["hidden_sizes"] = [5]
+    assert "made for other spaces" in refused(values)
+
+
+def test_init_from_nowhere_is_refused(tmp_path):
+    with pytest.raises(CheckpointError):
+        build.validate(plain() | {"init_from": str(tmp_path / "nothing")})
+
+
+def test_weights_of_a_checkpoint_start_a_new_policy(trained):
+    folder, policy = trained
+    fresh = build.make_policy(build.env_spec(train_config().env), train_config())
+    assert weights_hash(fresh) != weights_hash(policy)
+    checkpoint.load_weights(fresh, checkpoint.load(folder).policy, folder)
+    assert weights_hash(fresh) == weights_hash(policy)
+
+
+# ---- what is made ----
+
+
+def test_weights_are_a_function_of_the_seed_alone():
+    spec = build.env_spec(train_config().env)
+    first = build.make_policy(spec, train_config())
+    torch.rand(3)
+    state = torch.get_rng_state()
+    again = build.make_policy(spec, train_config())
+    assert torch.equal(torch.get_rng_state(), state)
+    other = build.make_policy(spec, train_config(seed=2))
+    assert weights_hash(again) == weights_hash(first) != weights_hash(other)
+
+
+def test_learner_and_pool_share_one_policy_and_train():
+    learner, pool = build_all(train_config())
+    try:
+        assert pool.actor.policy is learner.algo.policy
+        assert isinstance(pool.actor.vectorizer, SerialVectorizer)
+        before = weights_hash(learner.algo.policy)
+        metrics = learner.step(pool.get(1))
+        assert learner.env_steps == 64
+        assert metrics["rollout/policy_lag_max"] == 0.0
+        assert weights_hash(learner.algo.policy) != before
+    finally:
+        pool.close()
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not():
+    def run(seed):
+        learner, pool = build_all(train_config(seed=seed))
+        for _ in range(2):
+            learner.step(pool.get(1))
+        pool.close()
+        return weights_hash(learner.algo.policy)
+
+    assert run(1) == run(1) != run(2)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_rewards_are_scaled_where_the_algorithm_asks_for_it(wanted):
+    config = train_config()
+    config = dataclasses.replace(
+        config, algo=dataclasses.replace(config.algo, normalize_reward=wanted, gamma=0.7, reward_clip=3.0)
+    )
+    scaler = build.make_learner(config, build.env_spec(config.env)).reward_scaler
+    assert (scaler is not None) == wanted
+    if wanted:
+        assert (scaler.gamma, scaler.clip) == (0.7, 3.0)
+
+
+def test_evaluation_does_not_depend_on_how_many_envs_play_at_once():
+    config = train_config()
+    policy = build.make_policy(build.env_spec(config.env), config)
+
+    def returns(num_envs):
+        vectorizer = build.make_eval_vectorizer(config.env, seed=1, episodes=5, num_envs=num_envs)
+        assert vectorizer.num_envs == min(num_envs or 5, 5)
+        try:
+            return evaluate(policy, vectorizer, 5, deterministic=False).returns.tolist()
+        finally:
+            vectorizer.close()
+
+    assert returns(None) == returns(1) == returns(2) == returns(9)
+
+
+def test_evaluation_plays_other_episodes_than_training():
+    config = train_config()
+    evaluation = build.make_eval_vectorizer(config.env, seed=config.seed, episodes=4)
+    _, pool = build_all(config)
+    try:
+        assert not (evaluation.begin() == pool.actor.vectorizer.begin()).all(axis=1).any()
+    finally:
+        evaluation.close()
+        pool.close()
