@@ -152,6 +152,10 @@ class Experiment:
         checkpoint.load_weights(self.policy, saved.policy, saved.path)
         try:
             self.learner.load_state_dict(training["learner"])
+            if not 0 <= self.learner.updates <= self.learner.env_steps == saved.env_steps:
+                raise ValueError(
+                    f"{self.learner.updates} updates and {self.learner.env_steps} of {saved.env_steps} env steps"
+                )
             if self.eval is not None and training["eval"] is not None:
                 self.eval.load_state_dict(training["eval"])
             self.pool.load_state_dict(training["pool"], replay=replay)

@@ -212,7 +212,7 @@ class Actor:
         _check_like("is_first", arrays["is_first"], self._is_first)
         if self._state is not None:
             _check_like("recurrent", arrays["recurrent"], self._state)
-        self._check_actions(arrays["tail_actions"])
+        self._check_actions(arrays["tail_actions"], arrays["tail_lengths"])
         self._tails.unpack(arrays["tail_actions"], arrays["tail_lengths"])
         for envs, actions in self._tails.steps():
             self.vectorizer.send(actions, envs)
@@ -228,7 +228,9 @@ class Actor:
         if self._state is not None:
             self._state = arrays["recurrent"].copy()
 
-    def _check_actions(self, actions: np.ndarray) -> None:
+    def _check_actions(self, actions: np.ndarray, lengths: np.ndarray) -> None:
+        if len(actions) != lengths.sum():
+            raise ValueError(f"{len(actions)} actions for unfinished episodes of {lengths.tolist()} steps")
         space = self.vectorizer.single_action_space
         each = actions.reshape(-1, *actions.shape[1 + len(self._agents) :]) if actions.size else actions
         wrong = [index for index, action in enumerate(each) if not space.contains(action)]

@@ -106,15 +106,18 @@ def load(path: Path) -> Checkpoint:
     manifest = parse_json(path / "manifest.json", read_file(path / "manifest.json", MAX_JSON_BYTES))
     if manifest.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint={path}: manifest.json is not of format {FORMAT}; made by another version?")
-    if manifest.pop("sha256", None) != manifest_digest(manifest) or not isinstance(manifest.get("env_steps"), int):
+    if manifest.pop("sha256", None) != manifest_digest(manifest):
         raise CheckpointError(f"checkpoint={path}: manifest.json was changed after it was saved; take another")
+    env_steps = manifest.get("env_steps")
+    if not isinstance(env_steps, int) or not 0 <= env_steps < 2**53:
+        raise CheckpointError(f"checkpoint={path}: env_steps={env_steps} in manifest.json is no count; take another")
     contents = {name: _read_checked(path / name, manifest) for name in FILES}
     config = parse_json(path / "config.json", contents["config.json"])
     plain = parse_json(path / "training.json", contents["training.json"])
     refuse_live_text(config, path)
     policy = parse_tensors(path / "policy.safetensors", contents["policy.safetensors"])
     tensors = parse_tensors(path / "training.safetensors", contents["training.safetensors"])
-    return Checkpoint(path, manifest["env_steps"], config, policy, _merge(plain, tensors))
+    return Checkpoint(path, env_steps, config, policy, _merge(plain, tensors))
 
 
 def save_rollout(path: Path, rollout: Rollout) -> None:

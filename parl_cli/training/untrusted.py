@@ -22,7 +22,7 @@ from torch import Tensor
 from parl_cli.errors import CheckpointError
 
 MAX_JSON_BYTES = 64 * 2**20
-MAX_YAML_BYTES = 2**20  # PyYAML takes a second for it
+MAX_YAML_BYTES = 2**17  # PyYAML takes a second for it
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_INT_DIGITS = 20  # 64 bits; longer ones overflow wherever they are compared with a float
 MAX_DEPTH = 64  # of nested values: what walks them later is recursive
@@ -80,12 +80,15 @@ def parse_yaml(path: Path) -> dict[str, Any]:
     """
     text = read_file(path, MAX_YAML_BYTES)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise CheckpointError(f"checkpoint={path.parent}: {path.name} holds YAML aliases, which are not followed")
+        depth = 0
+        for event in yaml.parse(text, yaml.SafeLoader):  # bit by bit: loading at once takes minutes for deep brackets
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > MAX_DEPTH:
+                raise CheckpointError(f"checkpoint={path.parent}: {path.name} holds aliases or is nested too deeply")
         values = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (yaml.YAMLError, ValueError):
         values = None
-    if not isinstance(values, dict) or _too_deep(values):
+    if not isinstance(values, dict):
         raise CheckpointError(f"checkpoint={path.parent}: {path.name} is not a YAML mapping; {_WAY_OUT}")
     return values
 

@@ -105,9 +105,7 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def tree(folder: Path) -> dict[str, bytes | None]:
     """Every path below a folder, with its bytes: equal before and after means that nothing was written."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
-    }
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 class Parl:

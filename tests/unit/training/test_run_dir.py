@@ -1,0 +1,138 @@
+"""The run folder: made whole or not at all, and nothing in it is trusted when it is opened again."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from parl_cli.errors import CheckpointError, ConfigError
+from parl_cli.training import run_dir
+from parl_cli.training.run_dir import RunDir
+
+CONFIG = {"name": "test", "seed": 7, "env": {"id": "CartPole-v1"}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir.create(tmp_path / "outputs/test/one", CONFIG, ["parl", "train"])
+
+
+def test_a_new_run_says_who_made_it_and_how(run):
+    info = run.info()
+    assert (info["status"], info["argv"], info["seed"]) == ("running", ["parl", "train"], 7)
+    assert info["versions"]["torch"]
+    assert run.config() == CONFIG
+    assert run.checkpoints.is_dir()
+
+
+def test_a_folder_that_holds_a_run_is_not_taken(run):
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunDir.create(run.path, CONFIG, [])
+
+
+def test_status_is_rewritten_and_the_rest_kept(run):
+    run.set_status("finished", env_steps=64)
+    info = run.info()
+    assert (info["status"], info["env_steps"], info["seed"]) == ("finished", 64, 7)
+    assert not list(run.path.glob(".*"))
+
+
+def test_latest_points_to_the_newest_run_and_a_users_own_is_kept(run):
+    run.link_latest()
+    second = RunDir.create(run.path.parent / "two", CONFIG, [])
+    second.link_latest()
+    link = run.path.parent / "latest"
+    assert os.readlink(link) == "two"
+    link.unlink()
+    link.mkdir()
+    run.link_latest()
+    assert not link.is_symlink()
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    for place in ("taken", "taken/run"):
+        with pytest.raises(ConfigError, match=r"cannot write to .*hydra\.run\.dir"):
+            RunDir.create(tmp_path / place, CONFIG, [])
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_a_run_that_cannot_start_leaves_only_what_was_there_before(tmp_path, monkeypatch):
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(RunDir, "set_status", full_disk)
+    with pytest.raises(ConfigError, match="No space left"):
+        RunDir.create(tmp_path, CONFIG, [])
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def full_disk(*args, **kwargs):
+    raise OSError(28, os.strerror(28))
+
+
+def test_a_folder_that_is_no_longer_writable_is_found_before_anything_is_done(run, monkeypatch):
+    run.check_writable()
+    assert run.info()["seed"] == 7
+    monkeypatch.setattr(run_dir.Path, "write_text", full_disk)
+    with pytest.raises(ConfigError, match=r"cannot write to it \(No space left"):
+        run.check_writable()
+    assert run.info()["seed"] == 7
+
+
+def test_a_run_is_opened_by_its_folder_or_a_link_to_it(run, monkeypatch):
+    run.link_latest()
+    for text in (str(run.path), str(run.path.parent / "latest")):
+        assert RunDir.open(text).path == run.path
+
+
+@pytest.mark.parametrize("text", ["nowhere", "x" * 5000, "outputs", "outputs/test/one/run.json"])
+def test_what_is_no_run_is_one_line(run, tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        RunDir.open(text)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "eval", ".run.json.tmp", "checkpoints/64", "checkpoints/.64-x.old"])
+def test_a_link_that_leads_out_of_a_run_is_refused(run, tmp_path, name):
+    (run.path / name).symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="is a link"):
+        RunDir.open(str(run.path))
+
+
+def test_a_left_over_temporary_link_is_not_written_through(run, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (run.path / ".run.json.tmp").symlink_to(victim)
+    run.set_status("finished")
+    assert victim.read_text() == "mine"
+    assert json.loads((run.path / "run.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"[" * 100_000, b'{"a":' + b"9" * 10_000 + b"}"])
+def test_a_run_json_that_cannot_be_read_says_nothing(run, data):
+    (run.path / "run.json").write_bytes(data)
+    assert run.info() == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a list", "not a YAML mapping"),
+        ("a: [", "not a YAML mapping"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: &x [*x]", "aliases"),
+        ("a: " + "[" * 60_000, "nested too deeply"),
+        ("- " * 60_000, "nested too deeply"),
+        ("a: " + "[1]" * 60_000, "instead of at most"),
+        ("a: !!python/name:os.system", "not a YAML mapping"),
+        ("a: ${oc.env:HOME}", "interpolation"),
+        ("env: {id: 'os:Env-v0'}", "would import a module"),
+        ("env: {kwargs: {_target_: x}}", "env.kwargs._target_"),
+        ('a: "\\e[31m"', "control character"),
+    ],
+)
+def test_a_config_that_is_more_than_values_is_refused(run, text, message):
+    (run.path / "config.yaml").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        run.config()
