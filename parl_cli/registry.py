@@ -36,12 +36,14 @@ _TARGETS: dict[str, dict[str, str]] = {
     "wrapper": {
         "frame_stack": "parl_cli.envs.wrappers:FrameStack",
         "flatten_obs": "parl_cli.envs.wrappers:FlattenObs",
+        "select_obs": "parl_cli.envs.wrappers:SelectObs",
         "obs_scale": "parl_cli.envs.wrappers:ObsScale",
         "reward_clip": "parl_cli.envs.wrappers:RewardClip",
         "reward_scale": "parl_cli.envs.wrappers:RewardScale",
         "action_rescale": "parl_cli.envs.wrappers:ActionRescale",
         "action_clip": "parl_cli.envs.wrappers:ActionClip",
         "action_repeat": "parl_cli.envs.wrappers:ActionRepeat",
+        "fresh_world": "parl_cli.envs.wrappers:FreshWorld",
         "time_limit": "parl_cli.envs.wrappers:TimeLimit",
     },
     "logger": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_i
 
 from parl_cli import registry
 from parl_cli.config import EnvConfig, parse
-from parl_cli.envs import toy  # noqa: F401  (registers the parl/ ids)
+from parl_cli.envs import maze, toy  # noqa: F401  (they register the parl/ ids)
 from parl_cli.envs.raw_return import RawReturn, ReportRawReturn
 from parl_cli.envs.wrappers import TimeLimit
 from parl_cli.errors import ConfigError, suggest
@@ -42,6 +43,7 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, 
     inside = bool(spec.additional_wrappers)  # wrappers of the registration count their steps above the limit
     try:
         creator = _load_creator(spec.entry_point)
+        _redirect_mujoco_warnings()
         _check_kwargs(config, creator)
         _check_render_mode(config, creator, render_mode)
         arguments = dict(config.kwargs) if render_mode is None else {**config.kwargs, "render_mode": render_mode}
@@ -121,6 +123,22 @@ def _load_creator(entry_point: Any) -> Any:
         # Box2D's SWIG code warns while it initialises: where warnings are errors, that kills the interpreter
         warnings.simplefilter("ignore", DeprecationWarning)
         return load_env_creator(entry_point)
+
+
+def _redirect_mujoco_warnings() -> None:
+    """Log MuJoCo's warnings, which it would write to MUJOCO_LOG.TXT in the working directory.
+
+    Nothing happens where no env has imported MuJoCo, or where someone else already handles its warnings.
+    """
+    mujoco = sys.modules.get("mujoco")
+    if mujoco is not None and mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(_log_mujoco_warning)
+
+
+def _log_mujoco_warning(text: str) -> None:
+    # Building a HalfCheetah warns of an attribute in Gymnasium's model file: not the user's to mend
+    level = logging.DEBUG if "deprecated" in text else logging.WARNING
+    logging.getLogger(__name__).log(level, "MuJoCo: %s", text)
 
 
 def _check_kwargs(config: EnvConfig, creator: Any) -> None:

@@ -137,6 +137,42 @@ class FlattenObs(ObsWrapper):
         return np.array([spaces.flatten(self._space, one) for one in obs], np.float32)
 
 
+class SelectObs(ObsWrapper):
+    """Some numbers of a vector observation, in the order given; the rest is hidden. Box with one axis."""
+
+    name = "select_obs"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Options."""
+
+        indices: list[int] = option(dataclasses.MISSING, "places of the numbers that stay, from 0, each once", ge=0)
+
+    def __init__(self, env: gym.Env[Any, Any], config: Config) -> None:
+        super().__init__(env)
+        space = self._box("observation", env.observation_space, "put flatten_obs before it")
+        shown = f"env.wrappers: select_obs.indices={config.indices}"
+        if len(space.shape) != 1:
+            raise ConfigError(
+                f"env.wrappers: select_obs needs an observation with one axis, not shape {space.shape}; "
+                "put flatten_obs before it"
+            )
+        if not config.indices:
+            raise ConfigError(f"{shown} leaves nothing to observe; name at least one place")
+        if len(set(config.indices)) < len(config.indices):
+            raise ConfigError(f"{shown} names a place twice; name each once")
+        if max(config.indices) >= space.shape[0]:
+            raise ConfigError(
+                f"{shown}: the observation has {space.shape[0]} numbers; choose from 0 to {space.shape[0] - 1}"
+            )
+        self._indices = np.array(config.indices)
+        self.observation_space = spaces.Box(space.low[self._indices], space.high[self._indices], dtype=space.dtype.type)
+
+    def obs(self, obs: Any) -> np.ndarray:
+        """Select, [(A,) len(indices)]."""
+        return np.asarray(obs)[..., self._indices]
+
+
 class ObsScale(ObsWrapper):
     """(obs - subtract) * scale, as float32; for pixels, `{scale: 0.00392156862745098}` gives [0, 1]. Box only."""
 
@@ -304,6 +340,36 @@ class ActionRepeat(EnvWrapper):
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info
+
+
+class FreshWorld(EnvWrapper):
+    """A new Box2D world for every episode, so that an episode is a function of its seed. Box2D envs only.
+
+    Gymnasium's BipedalWalker keeps its world, whose contacts remember the order of bodies long gone; its floats then
+    depend on earlier episodes, and a run could not resume exactly. LunarLander mended this in itself (Gymnasium #728).
+    """
+
+    name = "fresh_world"
+
+    @dataclass(frozen=True)
+    class Config:
+        """No options."""
+
+    def __init__(self, env: gym.Env[Any, Any], config: Config) -> None:
+        super().__init__(env)
+        self._inner: Any = env.unwrapped
+        world = type(getattr(self._inner, "world", None))
+        if world.__name__ != "b2World" or not hasattr(self._inner, "_destroy"):
+            raise ConfigError(
+                f"env.wrappers: fresh_world needs one of Gymnasium's Box2D envs, not {type(self._inner).__name__}; "
+                "remove it"
+            )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Info]:
+        """Begin in an empty world with the gravity of the old one."""
+        self._inner._destroy()  # while the bodies' own world is there; the env's own call then finds nothing to do
+        self._inner.world = type(self._inner.world)(gravity=self._inner.world.gravity)
+        return self.env.reset(seed=seed, options=options)
 
 
 class TimeLimit(EnvWrapper):

@@ -7,8 +7,9 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 
 from parl_cli import registry
-from parl_cli.config import parse
+from parl_cli.config import EnvConfig, parse
 from parl_cli.envs import toy, wrappers
+from parl_cli.envs.gymnasium_adapter import make_env
 from parl_cli.envs.raw_return import RawReturn, ReportRawReturn
 from parl_cli.errors import ConfigError
 
@@ -42,6 +43,13 @@ def vector_env(**kwargs):
     return EchoEnv(spaces.Box(0, 9, (2,), np.float32), **kwargs)
 
 
+def box2d_env(env_id="BipedalWalker-v3", **kwargs):
+    pytest.importorskip("Box2D")
+    env = make_env(EnvConfig(id=env_id, kwargs=kwargs)).unwrapped
+    env.spec = None  # as if it were not made by gym.make, like the others here
+    return env
+
+
 def wrap(env, name, **options):
     cls = registry.load("wrapper", name)
     return cls(env, parse(cls.Config, options, name))
@@ -57,12 +65,14 @@ BOX_ACTIONS = spaces.Box(np.array([-2, 0], np.float32), np.array([2, 10], np.flo
 CONTRACT_CASES = {
     "frame_stack": (vector_env, {"num": 3}),
     "flatten_obs": (lambda: EchoEnv(spaces.Box(0, 9, (2, 3), np.float64)), {}),
+    "select_obs": (vector_env, {"indices": [1]}),
     "obs_scale": (vector_env, {"subtract": [1, 2], "scale": -3.0}),
     "reward_clip": (vector_env, {}),
     "reward_scale": (vector_env, {"scale": 2.0, "shift": 1.0}),
     "action_rescale": (lambda: vector_env(action_space=BOX_ACTIONS), {}),
     "action_clip": (lambda: vector_env(action_space=BOX_ACTIONS), {}),
     "action_repeat": (vector_env, {"num": 2}),
+    "fresh_world": (box2d_env, {}),
     "time_limit": (vector_env, {"max_episode_steps": 2}),
 }
 
@@ -159,6 +169,44 @@ def test_flatten_obs_refuses_observations_without_a_fixed_size():
         wrap(env, "flatten_obs")
 
 
+class RangeEnv(EchoEnv):
+    """Observes (t, t + 1, t + 2, t + 3), each number with bounds of its own."""
+
+    def __init__(self):
+        super().__init__(spaces.Box(np.arange(4.0) - 9, np.arange(4.0) + 9, dtype=np.float64))
+
+    def _obs(self):
+        return self.t + np.arange(4.0)
+
+
+def test_select_obs_keeps_the_chosen_numbers_in_the_order_given_with_their_bounds_and_dtype():
+    env = wrap(RangeEnv(), "select_obs", indices=[3, 1])
+    first, steps = rollout(env, [0])
+    np.testing.assert_array_equal(first, [3, 1])
+    np.testing.assert_array_equal(steps[0][0], [4, 2])
+    assert first.dtype == np.float64
+    assert env.observation_space == spaces.Box(np.array([-6.0, -8.0]), np.array([12.0, 10.0]), dtype=np.float64)
+
+
+def test_select_obs_selects_for_every_agent():
+    env = wrap(toy.TwoAgentEnv(), "select_obs", indices=[1])
+    first, steps = rollout(env, [np.array([0, 0])])
+    np.testing.assert_array_equal(first, [[0], [0]])
+    np.testing.assert_array_equal(steps[0][0], [[1], [1]])
+    assert env.observation_space.shape == (1,)
+
+
+def test_select_obs_hands_out_a_copy():
+    class Reusing(RangeEnv):
+        def _obs(self):
+            self.kept = getattr(self, "kept", np.zeros(4))
+            self.kept[:] = self.t
+            return self.kept
+
+    first, _ = rollout(wrap(Reusing(), "select_obs", indices=[0, 1]), [0, 0])
+    np.testing.assert_array_equal(first, [0, 0])
+
+
 def test_obs_scale_subtracts_then_scales_observations_and_bounds():
     env = wrap(vector_env(), "obs_scale", subtract=[1, 2], scale=-0.5)
     _, steps = rollout(env, [0, 0, 0])
@@ -240,6 +288,28 @@ def test_action_repeat_sums_rewards_and_stops_at_the_end():
     np.testing.assert_array_equal(steps[1][0], [3, 3])
 
 
+@pytest.mark.parametrize("name", ["BipedalWalker-v3", "BipedalWalkerHardcore-v3", "LunarLander-v3"])
+def test_fresh_world_makes_an_episode_a_function_of_its_seed(name):
+    old, new = wrap(box2d_env(name), "fresh_world"), wrap(box2d_env(name), "fresh_world")
+    old.action_space.seed(0)
+    actions = [old.action_space.sample() for _ in range(60)]
+    for _ in range(3):
+        played = rollout(old, actions)
+    fresh = rollout(new, actions)
+    np.testing.assert_array_equal(played[0], fresh[0])
+    for before, after in zip(played[1], fresh[1], strict=True):
+        np.testing.assert_array_equal(before[0], after[0])
+        assert before[1:4] == after[1:4]
+
+
+def test_fresh_world_keeps_the_gravity_of_the_env():
+    env = box2d_env("LunarLander-v3", gravity=-3.0)
+    env.reset(seed=0)
+    wrapped = wrap(env, "fresh_world")
+    wrapped.reset(seed=0)
+    assert env.world.gravity.y == -3.0
+
+
 def test_time_limit_truncates_and_counts_anew_after_reset():
     env = wrap(vector_env(length=9), "time_limit", max_episode_steps=2)
     for _ in range(2):
@@ -306,12 +376,42 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (1,), np.float32)
         ("obs_scale", {}, DISCRETE_OBS, r"obs_scale needs a Box observation space, not Discrete\(5\); put flatten_obs"),
         ("obs_scale", {"scale": 0.0}, vector_env(), r"obs_scale.scale=0.0 must not be 0"),
         ("obs_scale", {"subtract": [1, 2, 3]}, vector_env(), r"has 3 numbers, .* shape \(2,\); give one number, or as"),
+        (
+            "select_obs",
+            {"indices": [0]},
+            DISCRETE_OBS,
+            r"select_obs needs a Box observation space, not Discrete\(5\); put fla",
+        ),
+        (
+            "select_obs",
+            {"indices": [0]},
+            EchoEnv(spaces.Box(0, 1, (2, 3))),
+            r"one axis, not shape \(2, 3\); put flatten_o",
+        ),
+        (
+            "select_obs",
+            {"indices": []},
+            vector_env(),
+            r"select_obs.indices=\[\] leaves nothing to observe; name at lea",
+        ),
+        ("select_obs", {"indices": [1, 1]}, vector_env(), r"indices=\[1, 1\] names a place twice; name each once"),
+        (
+            "select_obs",
+            {"indices": [0, 2]},
+            vector_env(),
+            r"indices=\[0, 2\]: the observation has 2 numbers; choose from 0 to 1",
+        ),
+        ("select_obs", {"indices": [-1]}, vector_env(), r"select_obs.indices=\[-1\]: must be at least 0"),
+        ("select_obs", {"indices": [0.5]}, vector_env(), r"select_obs.indices\[0\]=0.5: must be a whole number"),
+        ("select_obs", {"indices": 1}, vector_env(), "select_obs.indices=1: must be a list, like"),
+        ("select_obs", {}, vector_env(), "missing key select_obs.indices: places of the numbers"),
         ("reward_clip", {"min": 2.0}, vector_env(), "reward_clip.min=2.0 must be less than max=1.0"),
         ("action_rescale", {}, vector_env(), r"action_rescale needs a Box action space, not Discrete\(2\); remove it"),
         ("action_rescale", {}, vector_env(action_space=UNBOUNDED), "needs finite action bounds, not Box.*; remove it"),
         ("action_rescale", {"low": 1.0}, vector_env(action_space=BOX_ACTIONS), "low=1.0 must be less than high=1.0"),
         ("action_clip", {}, vector_env(), r"action_clip needs a Box action space, not Discrete\(2\); remove it"),
         ("action_repeat", {}, toy.TwoAgentEnv(), "action_repeat cannot wrap an env with 2 agents; remove it"),
+        ("fresh_world", {}, vector_env(), "fresh_world needs one of Gymnasium's Box2D envs, not EchoEnv; remove it"),
         ("time_limit", {}, vector_env(), "missing key time_limit.max_episode_steps: steps of an episode"),
     ],
 )
