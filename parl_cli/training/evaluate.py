@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from parl_cli.errors import EnvError
 from parl_cli.functional.noise import uniform
 
 MAX_PARALLEL = 32
@@ -86,10 +85,7 @@ def evaluate(
         episodes: how many.
         noise_key: key of the sampling noise.
         deterministic: act by the mode.
-        on_step: called after every step, to draw or record.
-
-    Raises:
-        EnvError: an episode's return is NaN.
+        on_step: called after the first reset and after every step, to draw or record.
     """
     num_envs = vectorizer.num_envs
     agents = () if vectorizer.num_agents is None else (vectorizer.num_agents,)
@@ -106,6 +102,8 @@ def evaluate(
     noise = np.full(shape, 0.5, np.float32)
     is_first = np.ones((num_envs, *agents), bool)
     obs = vectorizer.begin(np.zeros(num_envs, np.int64))
+    if on_step is not None:
+        on_step()
     was_training = policy.training
     policy.eval()
     while not lengths.all():  # an episode that was played has a length
@@ -133,11 +131,6 @@ def evaluate(
         obs = step.obs
         is_first = np.repeat(step.ended, int(np.prod(agents))).reshape(is_first.shape)
     policy.train(was_training)
-    if np.isnan(returns).any():
-        episode = int(np.flatnonzero(np.isnan(returns))[0])
-        raise EnvError(
-            f"evaluation episode {episode}: its return is NaN, so a reward was; check the env and its wrappers"
-        )
     return Evaluation(returns, lengths)
 
 

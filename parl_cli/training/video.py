@@ -14,7 +14,9 @@ EVEN = 2  # the codec wants even sides
 
 
 class VideoRecorder:
-    """Writes what env 0 renders after every step, until its first episode is over. A context manager.
+    """Writes what env 0 renders of its first episode: a frame for each observation but the last. A context manager.
+
+    Under same-step autoreset the frame of the last one is gone once the step is done.
 
     Args:
         vectorizer: one env made with `render_mode="rgb_array"`.

@@ -1,0 +1,97 @@
+"""The one loop: act, learn, publish, look, until the budget is used."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from parl_cli.training.loop import StopTraining, train
+
+STEPS = 10  # env steps of a rollout
+
+
+class Log:
+    """A learner, a pool and a hook in one, which write down what is asked of them."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.calls: list[tuple] = []
+        self.env_steps = 0
+        self.updates = 0
+        self.stop_at = stop_at
+
+    def snapshot(self):
+        return SimpleNamespace(version=self.updates)
+
+    def step(self, rollouts):
+        self.calls.append(("step", len(rollouts)))
+        self.env_steps += STEPS * len(rollouts)
+        self.updates += 1
+        return {"loss/value": float(self.updates)}
+
+    def publish(self, snapshot):
+        self.calls.append(("publish", snapshot.version))
+
+    def get(self, n):
+        self.calls.append(("get", n))
+        return [object()] * n
+
+    def after_update(self, learner, metrics):
+        assert learner is self
+        self.calls.append(("hook", metrics["loss/value"]))
+        if self.updates == self.stop_at:
+            raise StopTraining("enough")
+
+
+def run(total_steps, **options):
+    log = Log(options.pop("stop_at", None))
+    return train(log, log, [log], total_steps, **options), log
+
+
+def test_weights_are_published_before_the_first_rollout_and_after_every_update():
+    reason, log = run(2 * STEPS)
+    update = [("get", 1), ("step", 1)]
+    assert log.calls == [
+        *(("publish", 0), *update, ("publish", 1), ("hook", 1.0)),
+        *(*update, ("publish", 2), ("hook", 2.0)),
+    ]
+    assert reason == "budget"
+
+
+@pytest.mark.parametrize(("total", "done"), [(1, 10), (10, 10), (11, 20), (29, 30)])
+def test_the_budget_is_rounded_up_to_whole_updates(total, done):
+    assert run(total)[1].env_steps == done
+
+
+def test_an_update_may_take_several_rollouts():
+    log = run(60, rollouts_per_update=3)[1]
+    assert (log.updates, log.env_steps) == (2, 60)
+    assert ("get", 3) in log.calls
+
+
+def test_a_hook_ends_training_after_its_update_and_says_why():
+    reason, log = run(1000, stop_at=3)
+    assert (reason, log.updates) == ("enough", 3)
+    assert log.calls[-2:] == [("publish", 3), ("hook", 3.0)]
+
+
+def test_a_budget_that_is_used_already_trains_nothing():
+    log = Log()
+    log.env_steps = 50
+    assert train(log, log, [log], 50) == "budget"
+    assert log.calls == [("publish", 0)]
+
+
+def test_hooks_look_in_the_order_given_and_a_stop_hides_the_rest():
+    log, order = Log(), []
+
+    def hook(name, stop=False):
+        def after_update(learner, metrics):
+            order.append(name)
+            if stop:
+                raise StopTraining(name)
+
+        return SimpleNamespace(after_update=after_update)
+
+    assert train(log, log, [hook("first"), hook("second", stop=True), hook("third")], 100) == "second"
+    assert order == ["first", "second"]
