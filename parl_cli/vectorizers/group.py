@@ -214,6 +214,10 @@ class EnvGroup:
             blocks.reward[where] = np.where(alive, blocks.reward[where], 0.0)
             blocks.terminated[where] &= alive
             blocks.truncated[where] &= alive
+            if not alive.all():
+                obs = blocks.obs[where]
+                obs[~alive] = 0  # NaN as filler would reach the gradient, through 0 · NaN
+                blocks.obs[where] = obs
         rewards = blocks.reward[where]
         flat = rewards.ravel()
         if not flat.dot(flat) <= _LARGEST_REWARD:  # one cheap look at all; a NaN compares false

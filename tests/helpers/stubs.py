@@ -41,7 +41,9 @@ def train_config(env_id: str = "CartPole-v1", **changes: Any) -> TrainConfig:
     return TrainConfig(**(parts | changes))
 
 
-def make_vectorizer(env_fns: list[Any], cls: type = SerialVectorizer, episode_seed: Any = counting_seed, **kw: Any) -> Any:
+def make_vectorizer(
+    env_fns: list[Any], cls: type = SerialVectorizer, episode_seed: Any = counting_seed, **kw: Any
+) -> Any:
     """A vectorizer as the runner makes it."""
     return cls(env_fns, autoreset_mode="SameStep", episode_seed=episode_seed, **kw)
 

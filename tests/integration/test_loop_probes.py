@@ -137,9 +137,10 @@ def test_recurrent_policy_trains_through_the_loop_and_keeps_state_in_step():
             torch.testing.assert_close(following[t, n], policy.value_head(hidden).squeeze())
 
 
-def test_two_agents_one_of_which_dies_train_through_the_loop():
+@pytest.mark.parametrize("filler", [0.0, float("nan")])
+def test_two_agents_one_of_which_dies_train_through_the_loop(filler):
     env = TwoAgentEnv()
-    vectorizer = make_vectorizer([TwoAgentEnv] * 3)
+    vectorizer = make_vectorizer([functools.partial(TwoAgentEnv, filler=filler)] * 3)
     policy = make_policy(spec_of(env))
     learner, pool = make_learner(policy), inline(vectorizer, policy)
     train(learner, pool, [], total_steps=16 * 3 * 4)

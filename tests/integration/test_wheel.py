@@ -38,7 +38,13 @@ def test_installed_wheel_trains_and_evaluates_from_an_empty_folder(wheel: Path, 
     def python(*arguments: str) -> str:
         # -P: the folder of the tests' own package must not come first
         done = subprocess.run(
-            [sys.executable, "-P", *arguments], cwd=empty, env=env, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, "-P", *arguments],
+            cwd=empty,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

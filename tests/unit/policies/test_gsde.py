@@ -89,7 +89,7 @@ def test_greedy_ignores_the_noise(policy):
 
 def test_gsde_refuses_what_it_cannot_be_combined_with():
     discrete = EnvSpec("d", BOX.observation_space, spaces.Discrete(2))
-    with pytest.raises(ConfigError, match="policy.gsde=true: needs Box actions"):
+    with pytest.raises(ConfigError, match=r"policy\.gsde=true: needs Box actions"):
         make_policy(discrete, gsde=True)
     with pytest.raises(ConfigError, match="state_dependent_std=false"):
         make_policy(BOX, gsde=True, state_dependent_std=True)
