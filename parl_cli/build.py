@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from gymnasium.vector import AutoresetMode
 
-from parl_cli import registry
+from parl_cli import plugins, registry
 from parl_cli.actors.base import Actor
 from parl_cli.config import EnvConfig, TrainConfig, parse_train
 from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, env_spec
+from parl_cli.envs.gymnasium_adapter import is_import_id
 from parl_cli.errors import ConfigError
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics.tensorboard import TensorBoardSink
@@ -33,9 +33,10 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ConfigError: whatever does not fit.
     """
-    import_plugins(values.get("plugins") or [])
+    plugins.load(values.get("plugins") or [])
     config = resolve(parse_train(values))
     spec = env_spec(config.env)
+    config = name_module(config)
     registry.load("algo", config.algo.name).check(config, spec)
     policy = make_policy(spec, config)
     policy_device(config)
@@ -47,17 +48,18 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def import_plugins(modules: list[str]) -> None:
-    """Import the modules that a user named; they register what they bring.
+def name_module(config: TrainConfig) -> TrainConfig:
+    """The config with `env.id=module:Env-v0` written as `plugins=[module] env.id=Env-v0`.
 
-    Raises:
-        ConfigError: one cannot be imported.
+    They mean the same. But a checkpoint holds the config, and may not name a module in an env id: evaluation asks the
+    user for plug-ins instead.
     """
-    for module in modules:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"plugins=[{module}]: cannot be imported ({error}); is it installed?") from None
+    if not is_import_id(config.env.id):
+        return config
+    module, _, env_id = str(config.env.id).partition(":")
+    plugins.load([module])
+    names = list(dict.fromkeys([*config.plugins, module]))
+    return dataclasses.replace(config, plugins=names, env=dataclasses.replace(config.env, id=env_id))
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
@@ -104,8 +106,9 @@ def make_pool(config: TrainConfig, policy: Any) -> Any:
     """Envs, vectorizer and actors."""
     options = {f.name: getattr(config.vectorizer, f.name) for f in dataclasses.fields(config.vectorizer)}
     cls = registry.load("vectorizer", options.pop("name"))
+    modules = tuple(plugin.module for plugin in plugins.loaded())
     vectorizer = cls(
-        [EnvFactory(config.env, plugins=tuple(config.plugins)) for _ in range(config.num_envs)],
+        [EnvFactory(config.env, plugins=modules) for _ in range(config.num_envs)],
         autoreset_mode=AutoresetMode.SAME_STEP,
         episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE),
         **options,
@@ -123,12 +126,11 @@ def make_eval_vectorizer(
     episodes: int,
     num_envs: int | None = None,
     render_mode: str | None = None,
-    plugins: Sequence[str] = (),
 ) -> SerialVectorizer:
     """Envs for evaluation, on seeds that training never uses."""
     n = min(episodes, num_envs or MAX_PARALLEL)
     return SerialVectorizer(
-        [EnvFactory(env, render_mode, tuple(plugins)) for _ in range(n)],
+        [EnvFactory(env, render_mode) for _ in range(n)],
         autoreset_mode=AutoresetMode.SAME_STEP,
         episode_seed=EpisodeSpread(EpisodeSeeds(seed, EVAL_ROLE), n),
     )

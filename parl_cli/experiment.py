@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shlex
 import shutil
 import signal
 import time
@@ -16,8 +17,8 @@ from typing import Any
 
 import torch
 
-from parl_cli import build
-from parl_cli.config import EvalCommand, ResumeCommand, TrainConfig, parse_train, to_plain
+from parl_cli import build, plugins
+from parl_cli.config import EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig, parse_train, to_plain
 from parl_cli.envs.factory import env_spec
 from parl_cli.errors import CheckpointError, ConfigError, ParlError
 from parl_cli.functional.noise import stream_key
@@ -217,7 +218,7 @@ def resume_run(command: ResumeCommand) -> float | None:
     elif checkpoint.numbered(run.checkpoints):
         saved = checkpoint.load(checkpoint.last(run.path))
     values = run.config() if saved is None else saved.config
-    require_plugins(values, command.plugins, f"parl resume run={command.run}")
+    plugins.require(values, command.plugins, _typed("resume", command))
     changes = {"total_steps": command.total_steps, "device": command.device}
     values |= {name: value for name, value in changes.items() if value is not None}
     if saved is None:
@@ -251,7 +252,7 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
         What eval.json holds.
     """
     saved = checkpoint.load(checkpoint.find(command.checkpoint))
-    require_plugins(saved.config, command.plugins, f"parl eval checkpoint={command.checkpoint}")
+    plugins.require(saved.config, command.plugins, _typed("eval", command))
     config = dataclasses.replace(_check_fits(saved, saved.config), device=command.device)
     policy = build.make_policy(env_spec(config.env), config)
     checkpoint.load_weights(policy, saved.policy, saved.path)
@@ -264,7 +265,6 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
         episodes=command.episodes,
         num_envs=1 if watching else command.num_envs,
         render_mode="rgb_array" if command.video else command.render,
-        plugins=command.plugins,
     )
     with ExitStack() as stack:
         stack.callback(vectorizer.close)
@@ -301,21 +301,17 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     return report
 
 
-def require_plugins(values: Mapping[str, Any], given: Sequence[str], command: str) -> None:
-    """Import the plug-ins that the user named; a run that used others is refused, never followed.
-
-    Raises:
-        ConfigError: the run used plug-ins that were not named now.
-    """
-    needed = values.get("plugins") or []
-    if not isinstance(needed, list) or not all(isinstance(name, str) for name in needed):
-        raise CheckpointError(f"plugins={needed}: must be a list of module names; the file was tampered with")
-    if sorted(needed) != sorted(given):
-        raise ConfigError(
-            f"plugins={list(given)}: this run used plugins={needed}, which a file may not import by itself; if you "
-            f"trust it, run {command} 'plugins=[{','.join(needed)}]'"
-        )
-    build.import_plugins(list(given))
+def _typed(name: str, command: EvalCommand | ResumeCommand) -> str:
+    """A command as the user typed it, without its plug-ins: every key that has not its default."""
+    words = ["parl", name]
+    for field in dataclasses.fields(command):
+        key, value = field.name, getattr(command, field.name)
+        if key == "plugins" or value == field.default:
+            continue
+        if isinstance(value, ResumeCheckpointConfig):
+            key, value = f"{key}.env", value.env
+        words.append(shlex.quote(f"{key}={str(value).lower() if isinstance(value, bool) else value}"))
+    return " ".join(words)
 
 
 def _started(config: TrainConfig, run: RunDir) -> Experiment:
@@ -373,9 +369,10 @@ def _run(experiment: Experiment) -> float | None:
     if config.logger.plot:
         plot_learning_curve(run.metrics, run.learning_curve)
     place = _short(run.path)
-    commands = {"evaluate": f"parl eval checkpoint={place}"}
+    with_plugins = f" 'plugins=[{','.join(config.plugins)}]'" if config.plugins else ""
+    commands = {"evaluate": f"parl eval checkpoint={place}{with_plugins}"}
     if interrupted:
-        commands["go on"] = f"parl resume run={place}"
+        commands["go on"] = f"parl resume run={place}{with_plugins}"
     title = {"budget": "finished"}.get(reason, reason)
     console.print_result(progress.tracker.summary() | {"run folder": place}, title=title, commands=commands)
     if interrupted:

@@ -2,11 +2,15 @@
 
 A name maps to a `"module:Class"` string that is imported only when it is used, so `parl list` and `parl --help`
 stay light. Nothing that comes from a file is ever imported: a file holds names, and names are looked up here.
+
+Plug-ins (`plugins.py`) add to what parl brings, by `register` and `add_config_dir`.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
+from pathlib import Path
 from typing import Any
 
 from parl_cli.errors import ConfigError, suggest
@@ -52,6 +56,8 @@ _TARGETS: dict[str, dict[str, str]] = {
     },
 }
 
+_CONFIG_DIRS: list[Path] = []
+
 
 def kinds() -> list[str]:
     """Every kind of thing that has names."""
@@ -63,19 +69,69 @@ def names(kind: str) -> list[str]:
     return list(_TARGETS[kind])
 
 
+def target(kind: str, name: str) -> str:
+    """The `"module:Class"` behind a registered name."""
+    return _TARGETS[kind][name]
+
+
+def config_dirs() -> list[Path]:
+    """The config folders that plug-ins added, in the order they came."""
+    return list(_CONFIG_DIRS)
+
+
 def register(kind: str, name: str, target: str) -> None:
-    """Add a name; `target` is `"module:Class"`. A taken name is an error, never an override."""
+    """Add a name.
+
+    Args:
+        kind: one of `kinds()`.
+        name: what a user types.
+        target: `"module:Class"`, imported once the name is used.
+
+    Raises:
+        ConfigError: an unknown kind, or a name that is taken: there is no overriding.
+    """
     if kind not in _TARGETS:
         raise ConfigError(f"cannot register {kind}={name}: unknown kind; {suggest(kind, _TARGETS)}")
-    if _TARGETS[kind].get(name, target) != target:
-        taken_by = _TARGETS[kind][name]
-        raise ConfigError(f"cannot register {kind}={name}: the name is taken by {taken_by}; choose another name")
+    if not all(target.partition(":")):
+        raise ConfigError(f'cannot register {kind}={name}: {target!r} is not of the form "module:Class"')
+    taken_by = _TARGETS[kind].get(name, target)
+    if taken_by != target:
+        raise ConfigError(
+            f"cannot register {kind}={name}: the name is taken by {taken_by}; choose another name for {target}"
+        )
     _TARGETS[kind][name] = target
 
 
+def add_config_dir(path: str | os.PathLike[str]) -> None:
+    """Add a folder that is laid out like parl's `conf/`, with `algo/mine.yaml`, `env/mine.yaml`, `tuned/ppo/mine.yaml`.
+
+    It is searched after parl's own `conf/`, and before `--config-dir` and `./conf`.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    folder = Path(path).resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"cannot add the config folder {folder}: no such folder; is it packaged with the plug-in?")
+    if folder not in _CONFIG_DIRS:
+        _CONFIG_DIRS.append(folder)
+
+
 def load(kind: str, name: str) -> Any:
-    """Import and return the class (or function) registered under a name."""
+    """Import and return the class (or function) registered under a name.
+
+    Raises:
+        ConfigError: no such name, or a plug-in's target that is not there.
+    """
     if name not in _TARGETS[kind]:
         raise ConfigError(f"{kind}={name}: no such {kind}; {suggest(name, _TARGETS[kind])}")
     module, _, attribute = _TARGETS[kind][name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        if module.startswith("parl_cli."):
+            raise  # a bug of ours, which keeps its traceback
+        raise ConfigError(
+            f"{kind}={name}: cannot load {_TARGETS[kind][name]}, which a plug-in registered "
+            f"({type(error).__name__}: {error}); mend the plug-in"
+        ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from parl_cli import plugins
 from parl_cli.commands._flags import parse_flags
 from parl_cli.config import parse
 from parl_cli.errors import ConfigError
@@ -40,6 +41,8 @@ def run_command(
         return 0
 
     from parl_cli.commands._show import show
+
+    plugins.activate(flags.overrides)
     from parl_cli.composition.compose import compose, plain, quote_values, session
     from parl_cli.composition.grid import expand
 

@@ -70,15 +70,15 @@ def parse_flags(command: str, args: list[str]) -> Flags:
 class ListFlags:
     """The command line of `parl list`, taken apart."""
 
-    words: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)  # topics
     help: bool = False
     json: bool = False
     config_dir: str | None = None
-    plugins: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)  # plugins=[…]
 
 
 def parse_list_flags(args: list[str]) -> ListFlags:
-    """As `parse_flags`, for `parl list`; `plugins=[a,b]` stands among the words.
+    """As `parse_flags`, for `parl list`; `plugins=[a,b]` stands among the topics.
 
     Raises:
         ConfigError: an unknown flag.
@@ -89,10 +89,11 @@ def parse_list_flags(args: list[str]) -> ListFlags:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     flags = ListFlags(**vars(parser.parse_intermixed_args(args)))
-    for word in [word for word in flags.words if word.startswith("plugins=")]:
-        flags.words.remove(word)
-        listed = word.removeprefix("plugins=").strip("[]").split(",")
-        flags.plugins += [name.strip() for name in listed if name.strip()]
+    flags.overrides = [word for word in flags.words if "=" in word]
+    flags.words = [word for word in flags.words if "=" not in word]
+    for text in flags.overrides:
+        if not text.startswith("plugins="):
+            raise ConfigError(f"{text}: parl list takes topics and plugins=[…]; see {parser.prog} --help")
     return flags
 
 

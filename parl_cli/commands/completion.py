@@ -83,11 +83,13 @@ def complete(line: str) -> list[str]:
 def _overrides(command: str, typed: list[str], word: str) -> list[str]:
     from omegaconf import OmegaConf
 
+    from parl_cli import plugins
     from parl_cli.commands._flags import parse_flags
     from parl_cli.composition import conf_files
     from parl_cli.composition.compose import compose, session, without_hydra
 
     flags = parse_flags(command, typed)
+    plugins.activate(flags.overrides)
     groups = conf_files.groups(flags.config_dir) if command == "train" else []
     group, equals, value = word.partition("=")
     if equals and group in groups:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from parl_cli import registry
+from parl_cli import plugins, registry
 from parl_cli.commands._flags import parse_list_flags
 from parl_cli.composition import conf_files
 from parl_cli.config import EnvConfig, parse
@@ -29,10 +29,7 @@ def main(args: list[str]) -> int:
     if flags.help:
         print(help_text())
         return 0
-    if flags.plugins:
-        from parl_cli.build import import_plugins
-
-        import_plugins(flags.plugins)
+    plugins.activate(flags.overrides)
     topics = [_topic(word) for word in flags.words]
     if not topics:
         tables = {"": overview(flags.config_dir)}
@@ -64,9 +61,12 @@ def overview(config_dir: str | None) -> list[Row]:
     """Every topic with its names."""
     found = []
     for topic, (doc, _) in TOPICS.items():
-        names = (
-            list(conf_files.options(_GROUPS[topic], config_dir)) if topic in _GROUPS else registry.names(_KINDS[topic])
-        )
+        if topic in _GROUPS:
+            names = list(conf_files.options(_GROUPS[topic], config_dir))
+        elif topic in _KINDS:
+            names = registry.names(_KINDS[topic])
+        else:
+            names = [plugin.module for plugin in plugins.loaded()]
         found.append({"topic": topic, "what": doc, "names": ", ".join(names)})
     return found
 
@@ -90,6 +90,7 @@ def algos(config_dir: str | None) -> list[Row]:
                 "observations": ", ".join(supports.get("observations", ())),
                 "actors": ", ".join(supports.get("actors", ())),
                 "tuned for": ", ".join(tuned),
+                "from": _origin("algo", name),
             }
         )
     return found
@@ -99,12 +100,16 @@ def envs(config_dir: str | None) -> list[Row]:
     """Env presets, with the spaces they have here, or what to install."""
     from omegaconf import OmegaConf
 
+    added = conf_files.added_confs(config_dir)
     found = []
     for name, file in conf_files.options("env", config_dir).items():
-        row = dict.fromkeys(("env", "id", "obs", "actions", "limit", "extra", "installed", "what"), "")
+        row = dict.fromkeys(("env", "id", "obs", "actions", "limit", "extra", "installed", "what", "from"), "")
         row |= {"env": name, "what": conf_files.summary(file)}
+        row["from"] = next((who for who, folder in added.items() if file.is_relative_to(folder)), "")
         try:
-            config = parse(EnvConfig, OmegaConf.to_container(OmegaConf.load(file), resolve=True), "env")
+            values: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+            values.pop("defaults", None)  # for composing, which a listing does not
+            config = parse(EnvConfig, values, "env")
             row |= {"id": config.id or "", "extra": config.extra or ""}
             row |= {"installed": "yes", **_spaces(config)}
         except ConfigError as error:
@@ -120,13 +125,17 @@ def wrappers(config_dir: str | None) -> list[Row]:
         cls = registry.load("wrapper", name)
         fields = dataclasses.fields(cls.Config) if hasattr(cls, "Config") else ()
         shown = [f"{f.name}={_default(f)}: {f.metadata.get('doc', '')}" for f in fields]
-        found.append({"wrapper": name, "what": _describe(cls), "options": "\n".join(shown)})
+        origin = _origin("wrapper", name)
+        found.append({"wrapper": name, "what": _describe(cls), "options": "\n".join(shown), "from": origin})
     return found
 
 
 def _components(kind: str) -> Callable[[str | None], list[Row]]:
     def rows(config_dir: str | None) -> list[Row]:
-        return [{kind: name, "what": _describe(registry.load(kind, name))} for name in registry.names(kind)]
+        return [
+            {kind: name, "what": _describe(registry.load(kind, name)), "from": _origin(kind, name)}
+            for name in registry.names(kind)
+        ]
 
     return rows
 
@@ -137,6 +146,14 @@ def _configs(group: str) -> Callable[[str | None], list[Row]]:
         return [{group: name, "what": conf_files.summary(file), "file": _short(file)} for name, file in found]
 
     return rows
+
+
+def loaded_plugins(config_dir: str | None) -> list[Row]:
+    """Plug-ins that were imported, with what they registered."""
+    return [
+        {"plugin": plugin.module, "from": plugin.source, "brings": "\n".join(plugin.brings)}
+        for plugin in plugins.loaded()
+    ]
 
 
 TOPICS: dict[str, tuple[str, Callable[[str | None], list[Row]]]] = {
@@ -150,6 +167,7 @@ TOPICS: dict[str, tuple[str, Callable[[str | None], list[Row]]]] = {
     "tuned": ("hyper-parameters found by algo= and env= together", _configs("tuned")),
     "experiments": ("whole recipes: experiment=", _configs("experiment")),
     "debug": ("for finding mistakes: debug=", _configs("debug")),
+    "plugins": ("what was added to parl: by installed packages, by plugins=[module]", loaded_plugins),
 }
 
 # Where the names of a topic come from, for the overview: a config group, or a kind of the registry.
@@ -163,6 +181,12 @@ def _topic(word: str) -> str:
     if topic not in TOPICS:
         raise ConfigError(f"unknown topic {word!r}; {suggest(word, TOPICS)}")
     return topic
+
+
+def _origin(kind: str, name: str) -> str:
+    """The module of what a plug-in registered; nothing for parl's own."""
+    module = registry.target(kind, name).partition(":")[0]
+    return "" if module.startswith("parl_cli.") else module
 
 
 def _describe(cls: Any) -> str:

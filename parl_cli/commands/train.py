@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from parl_cli import plugins
 from parl_cli.commands._flags import parse_flags
 
 
 def main(args: list[str]) -> int:
     """Run `parl train`; returns the exit code."""
     flags = parse_flags("train", args)
+    plugins.activate(flags.overrides)
     if flags.help:
         from parl_cli.commands._help import train_help
 

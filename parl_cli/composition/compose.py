@@ -4,9 +4,9 @@ Hydra's own entry point prints errors over several lines, exits with 1 and makes
 runs. So this file opens a `Hydra` object itself (`session`), and the commands call it. What Hydra raises leaves
 here as a `ConfigError` (see `messages`).
 
-Search path: parl's own `conf/`, then `--config-dir`, then `./conf` of the working directory. parl's own names win,
-as Hydra does with `--config-dir`: a folder that happens to hold a `conf/` cannot change what a command means. A
-user's file that is hidden so, and was asked for, is an error, not a surprise.
+Search path: parl's own `conf/`, then those of plug-ins, then `--config-dir`, then `./conf` of the working directory.
+parl's own names win, as Hydra does with `--config-dir`: a folder that happens to hold a `conf/` cannot change what a
+command means. A file that is hidden so, and was asked for, is an error, not a surprise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from parl_cli.composition.conf_files import builtin_conf, options, user_confs
+from parl_cli import plugins
+from parl_cli.composition.conf_files import added_confs, builtin_conf, options
 from parl_cli.composition.messages import translated
 from parl_cli.config import COMPONENTS
 from parl_cli.errors import ConfigError, suggest
@@ -47,7 +48,7 @@ _EXPONENT = re.compile(r"(?<![\w.+-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w.])")
 
 @contextmanager
 def session(config_dir: str | None = None) -> Iterator[Hydra]:
-    """A `Hydra` object that finds parl's configs and the user's; closed at the end of the block.
+    """A `Hydra` object that finds parl's configs, the plug-ins' and the user's; closed at the end of the block.
 
     Raises:
         ConfigError: `config_dir` is no folder.
@@ -57,7 +58,7 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
         sys.path.append(str(_PLUGINS))
     version.setbase("1.3")
     search_path = create_config_search_path(f"file://{builtin_conf()}")
-    for provider, folder in user_confs(config_dir).items():
+    for provider, folder in added_confs(config_dir).items():
         search_path.prepend(provider, f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2(task_name="parl", config_search_path=search_path)
@@ -92,7 +93,23 @@ def plain(config: DictConfig) -> dict[str, Any]:
     with translated():
         values = OmegaConf.to_container(without_hydra(config), resolve=True, throw_on_missing=False)
     assert isinstance(values, dict)
+    check_plugins(values.get("plugins"))
     return {str(key): value for key, value in values.items() if value != "???"}
+
+
+def check_plugins(modules: Any) -> None:
+    """Refuse plug-ins that a config file names: files are read after the plug-ins, whose configs they may use.
+
+    Raises:
+        ConfigError: naming the one that was not typed.
+    """
+    known = {plugin.module for plugin in plugins.loaded()}
+    for module in modules if isinstance(modules, list) else ():
+        if module not in known:
+            raise ConfigError(
+                f"plugins=[{module}]: stands in a config file, which is read too late for a plug-in; type "
+                f"plugins=[{module}] on the command line"
+            )
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -151,19 +168,18 @@ def parse_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:
 
 
 def check_hidden(config: DictConfig) -> None:
-    """Refuse a chosen option whose file in the user's folder is hidden by another one of parl's own.
+    """Refuse a chosen option whose file is hidden by a different one in a folder that is searched before.
 
     Raises:
-        ConfigError: naming both files.
+        ConfigError: naming both.
     """
     own = builtin_conf()
     choices: Mapping[str, Any] = config.hydra.runtime.choices
     folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
     for group, option in choices.items():
-        shown = own / f"{group}/{option}.yaml"
-        for folder in folders:
-            file = folder / f"{group}/{option}.yaml"
-            if folder != own and shown.is_file() and file.is_file() and not filecmp.cmp(shown, file, shallow=False):
-                raise ConfigError(
-                    f"{group}={option}: {file} is hidden by parl's own option of that name; give it another name"
-                )
+        files = [folder / f"{group}/{option}.yaml" for folder in folders]
+        files = [file for file in files if file.is_file()]
+        for file in files[1:]:
+            if not filecmp.cmp(files[0], file, shallow=False):
+                by = "parl's own option of that name" if files[0].is_relative_to(own) else files[0]
+                raise ConfigError(f"{group}={option}: {file} is hidden by {by}; give it another name")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from parl_cli import registry
 from parl_cli.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -23,27 +24,30 @@ def builtin_conf() -> Path:
     raise ConfigError(f"parl's conf/ folder is neither in nor beside {_PACKAGE}; install parl-cli again")
 
 
-def user_confs(config_dir: str | None = None) -> dict[str, Path]:
-    """The user's own config folders by provider, in the order they are searched.
+def added_confs(config_dir: str | None = None) -> dict[str, Path]:
+    """The config folders besides parl's own, in the order they are searched, by who provides them: plug-ins, the user.
 
     Raises:
         ConfigError: `config_dir` is no folder.
     """
-    found = {}
+    found: dict[str, Path] = {}
+    for folder in registry.config_dirs():
+        name = f"plug-in {folder.parent.name}"
+        found[f"{name} ({folder})" if name in found else name] = folder
     if config_dir is not None:
         folder = Path(config_dir).expanduser().resolve()
         if not folder.is_dir():
             raise ConfigError(f"--config-dir={config_dir}: no such folder")
         found["--config-dir"] = folder
     here = Path.cwd() / "conf"
-    if here.is_dir() and here.resolve() != builtin_conf():
+    if here.is_dir() and here.resolve() not in (builtin_conf(), *found.values()):
         found["./conf"] = here.resolve()
     return found
 
 
 def folders(config_dir: str | None = None) -> list[Path]:
     """Every conf/ folder, first found first."""
-    return [builtin_conf(), *user_confs(config_dir).values()]
+    return [builtin_conf(), *added_confs(config_dir).values()]
 
 
 def groups(config_dir: str | None = None) -> list[str]:

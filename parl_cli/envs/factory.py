@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from parl_cli import registry
+from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig
 from parl_cli.envs.wrappers import num_agents
 from parl_cli.types import EnvSpec
@@ -25,7 +24,8 @@ class EnvFactory:
     Args:
         config: the environment.
         render_mode: None, `human` or `rgb_array`.
-        plugins: modules to import first, where they are not imported yet: a new process knows no registrations.
+        plugins: the plug-ins' modules, to import first: a new process knows no registrations, and a worker need not
+            look for installed ones itself.
     """
 
     config: EnvConfig
@@ -34,8 +34,7 @@ class EnvFactory:
 
     def __call__(self) -> gym.Env[Any, Any]:
         """Build it; ConfigError if the config does not fit."""
-        for module in self.plugins:
-            importlib.import_module(module)
+        plugins.load(self.plugins)
         return registry.load("adapter", self.config.adapter)(self.config, self.render_mode)
 
 

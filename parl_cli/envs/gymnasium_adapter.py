@@ -18,7 +18,7 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, load_env_creator, parse_env_id
 
-from parl_cli import registry
+from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig, parse
 from parl_cli.envs import maze, toy  # noqa: F401  (they register the parl/ ids)
 from parl_cli.envs.raw_return import RawReturn, ReportRawReturn
@@ -83,6 +83,7 @@ def _import_module(config: EnvConfig) -> None:
     module = str(config.id).partition(":")[0]
     if not all(part.isidentifier() for part in module.split(".")):
         raise ConfigError(f"env.id={config.id}: {module!r} is not a module's name; write module:Env-v0")
+    plugins.search_working_directory()
     try:
         importlib.import_module(module)
     except ImportError as error:

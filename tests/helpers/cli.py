@@ -22,9 +22,12 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def parl(
     *args: str, cwd: Path, env: Mapping[str, str] | None = None, timeout_s: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """`parl *args` in the folder `cwd`; the result holds the exit code and both outputs."""
+    """`parl *args` in the folder `cwd`; the result holds the exit code and both outputs.
+
+    As the installed script does, and `python -m` does not, it leaves `cwd` out of the module search path (`-P`).
+    """
     return subprocess.run(
-        [sys.executable, "-m", "parl_cli", *args],
+        [sys.executable, "-P", "-m", "parl_cli", *args],
         cwd=cwd,
         env=environment(env),
         capture_output=True,

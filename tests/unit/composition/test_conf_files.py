@@ -55,4 +55,4 @@ def test_conf_in_the_working_directory_adds_options(tmp_path, monkeypatch):
 
 def test_a_config_dir_that_is_missing_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
-        conf_files.user_confs(str(tmp_path / "nowhere"))
+        conf_files.added_confs(str(tmp_path / "nowhere"))

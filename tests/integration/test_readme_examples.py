@@ -1,0 +1,52 @@
+"""The README's examples, as they stand there: extracted, and run. One number is made smaller, the budget."""
+
+import re
+import shlex
+
+import pytest
+
+from tests.helpers.cli import ROOT, parl
+
+TINY_STEPS = 4096
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title):
+    """The text of a section of the README."""
+    [text] = re.findall(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL)
+    return text
+
+
+def blocks(text, language):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def smaller(text, budget):
+    """The text with its budget made tiny; it must be there, or the test would run for minutes."""
+    assert text.count(budget) == 1, f"{budget} is not in {text}"
+    return text.replace(budget, re.sub(r"[\d_]+$", str(TINY_STEPS), budget))
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A working directory with the files of the plug-in example."""
+    cwd = tmp_path_factory.mktemp("readme")
+    text = section("Extending parl without a fork")
+    for block in blocks(text, "python") + blocks(text, "yaml"):
+        name = re.match(r"# ([\w/]+\.\w+)\n", block)[1]
+        (cwd / name).parent.mkdir(parents=True, exist_ok=True)
+        (cwd / name).write_text(block)
+    return cwd
+
+
+def test_the_plugin_example_trains_evaluates_and_is_listed(extended):
+    [script] = blocks(section("Extending parl without a fork"), "bash")
+    train, evaluate, listing = smaller(script, "total_steps=100000").splitlines()
+    done = parl(*shlex.split(train)[1:], cwd=extended)
+    assert done.returncode == 0, done.stderr
+    assert "spo on cartpole" in done.stdout
+    done = parl(*shlex.split(evaluate)[1:], cwd=extended)
+    assert done.returncode == 0, done.stderr
+    done = parl(*shlex.split(listing)[1:], cwd=extended)
+    assert "simple policy optimisation" in done.stdout
+    assert "my_algos" in done.stdout
