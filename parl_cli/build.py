@@ -124,15 +124,16 @@ def make_eval_vectorizer(
     *,
     seed: int,
     episodes: int,
+    role: int = EVAL_ROLE,
     num_envs: int | None = None,
     render_mode: str | None = None,
 ) -> SerialVectorizer:
-    """Envs for evaluation, on seeds that training never uses."""
+    """Envs for evaluation, on the seeds of a role that is not training's."""
     n = min(episodes, num_envs or MAX_PARALLEL)
     return SerialVectorizer(
         [EnvFactory(env, render_mode) for _ in range(n)],
         autoreset_mode=AutoresetMode.SAME_STEP,
-        episode_seed=EpisodeSpread(EpisodeSeeds(seed, EVAL_ROLE), n),
+        episode_seed=EpisodeSpread(EpisodeSeeds(seed, role), n),
     )
 
 

@@ -14,7 +14,8 @@ from parl_cli.envs.wrappers import num_agents
 from parl_cli.types import EnvSpec
 
 TRAIN_ROLE = 0
-EVAL_ROLE = 1
+EVAL_ROLE = 1  # evaluations while training, which choose the best checkpoint
+TEST_ROLE = 2  # parl eval: episodes that chose nothing
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class EpisodeSeeds:
 
     Args:
         run_seed: the seed of the run, not negative.
-        role: TRAIN_ROLE or EVAL_ROLE, so that evaluation never sees a training episode's seed on purpose.
+        role: TRAIN_ROLE, EVAL_ROLE or TEST_ROLE: none of them sees another's seeds on purpose.
     """
 
     run_seed: int

@@ -436,8 +436,6 @@ IDS = {
     "parl/ConstantReward-v0": ConstantRewardEnv,
     "parl/Identity-v0": IdentityEnv,
     "parl/TwoAgent-v0": TwoAgentEnv,
-    "parl/Sleep-v0": SleepEnv,
-    "parl/Faulty-v0": FaultyEnv,
     "parl/Irreproducible-v0": IrreproducibleEnv,
 }
 

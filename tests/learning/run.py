@@ -42,8 +42,10 @@ TARGETS = {
     "ppo/cartpole": Target(5, 475, "500 (RL Zoo PPO, 100k)"),
     "ppo/acrobot": Target(3, -90, "−73.5 (RL Zoo PPO, 1M), −86.4 (CleanRL PPO, 500k)"),
     "ppo/pendulum": Target(3, -200, "−172.2 (RL Zoo PPO, 100k)"),
-    "ppo/mountain_car": Target(3, -200, "−110.4 (RL Zoo PPO, 1M), −200 (CleanRL PPO, 500k)"),
-    "ppo/lunar_lander": Target(3, 0, "242.1 (RL Zoo PPO, 1M)"),
+    "ppo/mountain_car": Target(5, -115, "−110.4 (RL Zoo PPO, 1M), −200 (CleanRL PPO, 500k)"),
+    "ppo/mountain_car_continuous": Target(3, 88, "88.3 (RL Zoo PPO, 20k)"),
+    "ppo/lunar_lander": Target(3, 240, "242.1 (RL Zoo PPO, 1M)"),
+    "truly_ppo/cartpole": Target(5, 475, "no figure"),
 }
 
 

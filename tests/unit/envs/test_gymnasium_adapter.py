@@ -267,9 +267,13 @@ def test_missing_package_of_an_unknown_env_is_named_by_its_own_error():
 
 
 def test_a_bug_in_the_constructor_keeps_its_own_error():
+    gym.register("parl/Faulty-v0", entry_point=toy.FaultyEnv)  # not registered for users: a file could ask for it
     config = EnvConfig(id="parl/Faulty-v0", kwargs={"raise_at": 0, "where": "init"})
-    with pytest.raises(RuntimeError, match="FaultyEnv raises in init"):
-        make_env(config)
+    try:
+        with pytest.raises(RuntimeError, match="FaultyEnv raises in init"):
+            make_env(config)
+    finally:
+        del gym.registry["parl/Faulty-v0"]
 
 
 def test_an_outdated_version_is_made_without_a_warning():
