@@ -14,7 +14,7 @@ from parl_cli.actors.base import Actor
 from parl_cli.config import EnvConfig, TrainConfig, parse_train
 from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, env_spec
 from parl_cli.envs.gymnasium_adapter import is_import_id
-from parl_cli.errors import ConfigError
+from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics.tensorboard import TensorBoardSink
 from parl_cli.training import checkpoint
@@ -45,6 +45,31 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
         checkpoint.load_weights(policy, warm.policy, warm.path)
     if config.logger.tensorboard:
         TensorBoardSink("")  # raises where the extra is missing; writes nothing before its first row
+    return config
+
+
+def check_fits(saved: checkpoint.Checkpoint, values: Mapping[str, Any]) -> TrainConfig:
+    """A checkpoint's config, typed, once its weights are known to be those of the network that it describes.
+
+    The network is only outlined for that: a file could ask for one larger than the memory.
+
+    Args:
+        saved: the checkpoint.
+        values: its config, perhaps with changes of the user's.
+
+    Raises:
+        CheckpointError: the config describes no network, or another one.
+    """
+    try:
+        config = parse_train(values)
+        spec = env_spec(config.env)
+        with torch.device("meta"):
+            outline = make_policy(spec, config)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint={saved.path}: its config does not fit: {error}") from None
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint={saved.path}: its config describes no network: {error}") from None
+    checkpoint.check_weights(outline, saved.policy, saved.path)
     return config
 
 
@@ -106,7 +131,7 @@ def make_pool(config: TrainConfig, policy: Any) -> Any:
     """Envs, vectorizer and actors."""
     options = {f.name: getattr(config.vectorizer, f.name) for f in dataclasses.fields(config.vectorizer)}
     cls = registry.load("vectorizer", options.pop("name"))
-    modules = tuple(plugin.module for plugin in plugins.loaded())
+    modules = tuple(dict.fromkeys([*plugins.installed(), *config.plugins]))
     vectorizer = cls(
         [EnvFactory(config.env, plugins=modules) for _ in range(config.num_envs)],
         autoreset_mode=AutoresetMode.SAME_STEP,

@@ -27,7 +27,7 @@ from torch import Tensor
 from parl_cli import build, plugins
 from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import TrainConfig, to_plain
-from parl_cli.envs.factory import env_spec
+from parl_cli.envs.factory import EVAL_ROLE, TEST_ROLE, env_spec
 from parl_cli.errors import CheckpointError, ConfigError, ParlError
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics.csv import CsvSink
@@ -75,9 +75,13 @@ class Experiment:
         self.learner = build.make_learner(config, self.spec)
         self.policy = self.learner.algo.policy
         self.sinks = _make_sinks(config, run)
-        self.pool = build.make_pool(config, self.policy)
+        try:
+            self.pool = build.make_pool(config, self.policy)
+        except BaseException:
+            self.sinks.close()
+            raise
         self._budget = 0  # env steps that were asked for
-        self._eval_vectorizer: Any = None
+        self._eval_vectorizers: dict[tuple[int, int], Any] = {}  # by role and number of envs
         self._display: Callable[[Metrics], None] = _show_nothing
         self.metrics = MetricsHook(
             self.sinks,
@@ -93,7 +97,7 @@ class Experiment:
         if config.eval.every_steps is not None:
             self.eval = EvalHook(
                 config.eval.every_steps,
-                self.play,
+                lambda: self._play(config.eval.episodes, EVAL_ROLE),
                 self.metrics,
                 config.eval.target_return,
                 _ignore if self.checkpoints is None else self.checkpoints.write_best,
@@ -200,11 +204,11 @@ class Experiment:
             EnvError: an env did not come back to the same observation.
         """
         saved = checkpoint.load(checkpoint.find(os.fspath(path)))
-        config = saved_config(
+        config = config_to_go_on(
+            changed(saved.config, total_steps=total_steps, device=device),
             saved,
             plugins,
             lambda modules: f"Experiment.load({os.fspath(path)!r}, plugins={modules.split(',')})",
-            {"total_steps": total_steps, "device": device},
         )
         run = None if run_dir is None else RunDir.create(Path(run_dir).expanduser(), to_plain(config), [])
         try:
@@ -252,7 +256,7 @@ class Experiment:
         """
         if env_steps is not None and env_steps < 0:
             raise ConfigError(f"env_steps={env_steps}: must be at least 0")
-        self._budget = self.config.total_steps if env_steps is None else self._budget + env_steps
+        self._budget = max(self._budget, self.config.total_steps) if env_steps is None else self._budget + env_steps
         reason = self.train_until(self._budget)
         if reason != "budget":
             self._budget = self.env_steps
@@ -275,17 +279,16 @@ class Experiment:
         own: list[Any] = [hook for hook in (self.metrics, self.eval, self.checkpoints) if hook is not None]
         for hook in own:
             hook.begin(self.env_steps)
-        with self._failures_recorded():
-            with StopSignal() as stop:
-                reason = train(self.learner, self.pool, [*own, *self.hooks, stop], total_steps)
-                if self.checkpoints is not None:
-                    self.checkpoints.write(self.learner)
-            self.metrics.end()
-            self._complete(reason)
+        with self._failures_recorded(), StopSignal() as stop:
+            reason = train(self.learner, self.pool, [*own, *self.hooks, stop], total_steps)
+            if self.checkpoints is not None:
+                self.checkpoints.write(self.learner)
+        self.metrics.end()
+        self._complete(reason)
         return reason
 
     def evaluate(self, episodes: int | None = None) -> dict[str, Any]:
-        """Play evaluation episodes with the present weights, on seeds that training never uses.
+        """Play episodes with the present weights: those of `parl eval`, which neither trained nor chose anything.
 
         Args:
             episodes: how many; None is the config's `eval.episodes`.
@@ -293,25 +296,10 @@ class Experiment:
         Returns:
             `mean_return std_return ci95 mean_length episodes`, as in eval.json.
         """
-        return self.play(episodes).summary()
-
-    def play(self, episodes: int | None = None) -> Evaluation:
-        """As `evaluate`; every episode's return and length."""
         episodes = self.config.eval.episodes if episodes is None else episodes
         if episodes < 1:
             raise ConfigError(f"episodes={episodes}: must be at least 1")
-        if self._eval_vectorizer is None or self._eval_vectorizer.num_envs != min(episodes, MAX_PARALLEL):
-            self._close_eval()
-            self._eval_vectorizer = build.make_eval_vectorizer(
-                self.config.env, seed=self.config.seed, episodes=episodes
-            )
-        return evaluate(
-            self.policy,
-            self._eval_vectorizer,
-            episodes,
-            noise_key=stream_key(self.config.seed, "eval", "noise"),
-            deterministic=self.config.eval.deterministic,
-        )
+        return self._play(episodes, TEST_ROLE).summary()
 
     def get_parameters(self) -> dict[str, dict[str, Tensor]]:
         """A copy of each policy's weights and buffers, on the CPU, by policy id; the id of an only one is `default`."""
@@ -390,8 +378,23 @@ class Experiment:
     def close(self) -> None:
         """End envs, workers and sinks. May be called again."""
         self.pool.close()
-        self._close_eval()
+        while self._eval_vectorizers:
+            self._eval_vectorizers.popitem()[1].close()
         self.sinks.close()
+
+    def _play(self, episodes: int, role: int) -> Evaluation:
+        key = role, min(episodes, MAX_PARALLEL)
+        if key not in self._eval_vectorizers:
+            self._eval_vectorizers[key] = build.make_eval_vectorizer(
+                self.config.env, seed=self.config.seed, episodes=episodes, role=role
+            )
+        return evaluate(
+            self.policy,
+            self._eval_vectorizers[key],
+            episodes,
+            noise_key=stream_key(self.config.seed, "eval", "noise"),
+            deterministic=self.config.eval.deterministic,
+        )
 
     def _save(self, path: Path) -> None:
         checkpoint.save(
@@ -445,35 +448,33 @@ class Experiment:
                 ) from error
             raise
 
-    def _close_eval(self) -> None:
-        if self._eval_vectorizer is not None:
-            self._eval_vectorizer.close()
-            self._eval_vectorizer = None
 
-
-def saved_config(
-    saved: checkpoint.Checkpoint,
-    given: Sequence[str],
-    ask: Callable[[str], str],
-    changes: Mapping[str, Any] | None = None,
+def config_to_go_on(
+    values: Mapping[str, Any], saved: checkpoint.Checkpoint | None, given: Sequence[str], ask: Callable[[str], str]
 ) -> TrainConfig:
-    """The validated config of a checkpoint to go on from.
+    """The validated config of a run that goes on.
 
     Args:
-        saved: the checkpoint.
+        values: its config, from a file, perhaps with changes of the user's.
+        saved: the checkpoint to go on from; None: from the beginning.
         given: plug-ins that the user named.
-        ask: the command that names plug-ins, for `plugins.require`.
-        changes: values to go on with instead; None keeps the checkpoint's.
+        ask: the command that names plug-ins, see `plugins.require`.
 
     Raises:
         CheckpointError: the config or the weights are not what they must be.
         ConfigError: plug-ins are missing, or this machine cannot do it.
     """
-    plugins.require(saved.config, given, ask)
-    values = saved.config | {name: value for name, value in (changes or {}).items() if value is not None}
+    plugins.require(values, given, ask)
+    if saved is None:
+        return build.validate(values)
     # what it was warmed up with has done its work, and may be gone
     init_from = build.check_fits(saved, values).init_from
     return dataclasses.replace(build.validate({**values, "init_from": None}), init_from=init_from)
+
+
+def changed(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The values with those of the changes that are not None."""
+    return {**values, **{name: value for name, value in changes.items() if value is not None}}
 
 
 def _make_sinks(config: TrainConfig, run: RunDir | None) -> SinkGroup:

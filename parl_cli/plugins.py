@@ -15,7 +15,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -34,6 +34,7 @@ class Plugin:
 
     module: str
     source: str  # `my-package 1.0`, or `plugins=[my_module]`
+    installed: bool  # by an entry point
     brings: tuple[str, ...]  # `algo=mine`, …, and config folders
 
 
@@ -43,6 +44,11 @@ _loaded: dict[str, Plugin] = {}
 def loaded() -> list[Plugin]:
     """The plug-ins of this process, in the order they were imported."""
     return list(_loaded.values())
+
+
+def installed() -> list[str]:
+    """The modules of those that installed packages brought."""
+    return [plugin.module for plugin in _loaded.values() if plugin.installed]
 
 
 def activate(overrides: Sequence[str] = ()) -> None:
@@ -65,7 +71,8 @@ def load_installed() -> None:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.value, entry.name)):
         package = "a package without a name" if entry.dist is None else entry.dist.name
         version = "" if entry.dist is None else f" {entry.dist.version}"
-        _load(entry.value, f"{package}{version}", f"plug-in {entry.value} of {package}", f"mend or uninstall {package}")
+        who, way_out = f"plug-in {entry.value} of {package}", f"mend or uninstall {package}"
+        _load(entry.value, f"{package}{version}", who, way_out, installed=True)
 
 
 def load(modules: Iterable[str]) -> None:
@@ -109,13 +116,13 @@ def typed(overrides: Sequence[str]) -> list[str]:
     return modules
 
 
-def require(values: Mapping[str, Any], given: Sequence[str], command: str) -> None:
+def require(values: Mapping[str, Any], given: Sequence[str], ask: Callable[[str], str]) -> None:
     """Import the plug-ins that the user named, and refuse a run whose config needs others: it is never followed.
 
     Args:
         values: the config of a run or checkpoint; nobody vouches for it.
         given: modules that the user named now.
-        command: what the user typed, without plug-ins.
+        ask: from modules, `a,b`, the command that names them.
 
     Raises:
         ConfigError: the run used plug-ins that are not here, with the command that names them.
@@ -126,17 +133,15 @@ def require(values: Mapping[str, Any], given: Sequence[str], command: str) -> No
         raise CheckpointError(f"plugins={needed}: must be a list of module names; the file was tampered with")
     load(given)
     if not {plugin.module for plugin in loaded()}.issuperset(needed):
-        both = ",".join(dict.fromkeys([*given, *needed]))
         raise ConfigError(
             f"plugins=[{','.join(given)}]: this run used plugins=[{','.join(needed)}], which a file may not import by "
-            f"itself; if you trust it, run {command} 'plugins=[{both}]'"
+            f"itself; if you trust it, run {ask(','.join(dict.fromkeys([*given, *needed])))}"
         )
     for kind, name in _named(values):
         if name not in registry.names(kind):
-            more = ",".join([*given, "MODULE"])
             raise CheckpointError(
                 f"{kind}={name}: this run used it, and nothing here registers it; install the package that brought "
-                f"it, or run {command} 'plugins=[{more}]' with the module that does"
+                f"it, or run {ask(','.join([*given, 'MODULE']))} with the module that does"
             )
 
 
@@ -145,7 +150,7 @@ def is_module_name(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-def _load(module: str, source: str, who: str, way_out: str) -> None:
+def _load(module: str, source: str, who: str, way_out: str, installed: bool = False) -> None:
     if module in _loaded:
         return
     if not is_module_name(module):
@@ -162,7 +167,7 @@ def _load(module: str, source: str, who: str, way_out: str) -> None:
     # somebody else's code: whatever it raises, the user learns which plug-in it was
     except (Exception, SystemExit) as error:
         raise ConfigError(f"{who}: cannot be imported ({type(error).__name__}: {error})") from error
-    _loaded[module] = Plugin(module, source, tuple(name for name in _brought() if name not in before))
+    _loaded[module] = Plugin(module, source, installed, tuple(name for name in _brought() if name not in before))
 
 
 def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -148,7 +148,7 @@ def describe(number: int, overrides: Sequence[str]) -> str:
 
 
 def _train(_job: DictConfig, config: TrainConfig, argv: list[str]) -> float | None:
-    from parl_cli.experiment import train_run
+    from parl_cli.jobs import train_run
 
     return train_run(config, Path(HydraConfig.get().runtime.output_dir), argv)
 

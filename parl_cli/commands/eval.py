@@ -12,6 +12,6 @@ def main(args: list[str]) -> int:
 
 
 def _evaluate(command: EvalCommand) -> None:
-    from parl_cli.experiment import evaluate_run  # torch, from here on
+    from parl_cli.jobs import evaluate_run  # torch, from here on
 
     evaluate_run(command)

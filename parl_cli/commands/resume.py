@@ -12,6 +12,6 @@ def main(args: list[str]) -> int:
 
 
 def _resume(command: ResumeCommand) -> None:
-    from parl_cli.experiment import resume_run  # torch, from here on
+    from parl_cli.jobs import resume_run  # torch, from here on
 
     resume_run(command)

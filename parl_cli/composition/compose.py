@@ -60,6 +60,8 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
     search_path = create_config_search_path(f"file://{builtin_conf()}")
     for provider, folder in added_confs(config_dir).items():
         search_path.prepend(provider, f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    # an app that uses Hydra itself, and parl's Python API, finds its own again
+    before, config_before = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2(task_name="parl", config_search_path=search_path)
     # Cached per config, so that one run has one suffix however often its folder is asked for.
@@ -67,7 +69,7 @@ def session(config_dir: str | None = None) -> Iterator[Hydra]:
     try:
         yield hydra
     finally:
-        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = before, config_before
 
 
 def compose(hydra: Hydra, config_name: str, overrides: Sequence[str], multirun: bool = False) -> DictConfig:

@@ -8,7 +8,9 @@ each copy makes itself agree with what the truth still holds.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from parl_cli.metrics.jsonl import JsonlSink, read_jsonl
@@ -38,15 +40,37 @@ class Sink(Protocol):
         ...
 
 
+class NoFile:
+    """In place of metrics.jsonl, where there is no run folder: keeps nothing."""
+
+    path = Path(os.devnull)
+
+    def write(self, row: Metrics) -> None:
+        """Forget the row."""
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
+
+    def offset(self) -> int:
+        """Always 0."""
+        return 0
+
+    def truncate(self, offset: object) -> None:
+        """There is nothing to cut."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class SinkGroup:
     """The run's sinks as one.
 
     Args:
-        truth: metrics.jsonl. Its errors are the run's errors.
+        truth: metrics.jsonl, or `NoFile`. Its errors are the run's errors.
         copies: sinks that may fail: the first exception becomes one warning line and switches that sink off.
     """
 
-    def __init__(self, truth: JsonlSink, copies: Sequence[Sink] = ()) -> None:
+    def __init__(self, truth: JsonlSink | NoFile, copies: Sequence[Sink] = ()) -> None:
         self.truth = truth
         self.copies = list(copies)
 

@@ -127,34 +127,40 @@ def save_rollout(path: Path, rollout: Rollout) -> None:
     path.write_bytes(save_safetensors({name: _portable(value) for name, value in tensors.items()}))
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
     """Put a checkpoint's weights into a network.
 
     Raises:
         CheckpointError: see `check_weights`.
     """
-    check_weights(module, weights, path)
+    check_weights(module, weights, source)
     module.load_state_dict(dict(weights))
 
 
-def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Check that a checkpoint's weights fit a network, which may be on the `meta` device.
+def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
+    """Check that weights fit a network, which may be on the `meta` device.
+
+    Args:
+        module: the network.
+        weights: by name.
+        source: the checkpoint they come from; text for what is none, which messages then begin with.
 
     Raises:
         CheckpointError: names or shapes differ (it was made for other spaces or another network), or a weight is NaN.
     """
     own = module.state_dict()
+    label = source if isinstance(source, str) else f"checkpoint={source}"
     for name in sorted(set(own) ^ set(weights)):
         where = "the network has no" if name in weights else "it lacks"
-        raise CheckpointError(f"checkpoint={path}: made for another network: {where} {name}; check policy=, env=")
+        raise CheckpointError(f"{label}: made for another network: {where} {name}; check policy=, env=")
     for name, tensor in weights.items():
         if own[name].shape != tensor.shape:
             raise CheckpointError(
-                f"checkpoint={path}: made for other spaces: {name} has shape {list(tensor.shape)}, the network "
+                f"{label}: made for other spaces: {name} has shape {list(tensor.shape)}, the network "
                 f"{list(own[name].shape)}; check policy=, env="
             )
         if tensor.is_complex() or not torch.isfinite(tensor.float()).all():
-            raise CheckpointError(f"checkpoint={path}: {name} holds NaN or infinity; take an earlier checkpoint")
+            raise CheckpointError(f"{label}: {name} holds NaN or infinity; take an earlier checkpoint")
 
 
 def find(text: str, outputs: Path = Path("outputs")) -> Path:

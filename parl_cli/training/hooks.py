@@ -44,28 +44,33 @@ class MetricsHook:
         self._watch = Stopwatch()
         self.every_steps = every_steps
         self.window = EpisodeWindow()
-        self._earlier_s = 0.0  # wall time before this process took over
-        self._started = time.perf_counter()
-        self._last_row = (self._started, 0)
+        self._earlier_s = 0.0  # training time before the clock was started
+        self._started: float | None = None
+        self._last_row = (time.perf_counter(), 0)
         self._rows_done = 0
 
     @property
     def time_s(self) -> float:
-        """Wall time of the run, over all resumes."""
-        return self._earlier_s + time.perf_counter() - self._started
+        """Wall time of the training, over all calls and resumes."""
+        return self._earlier_s + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def begin(self, env_steps: int) -> None:
         """Start the clock; `env_steps` are done already."""
+        self.end()
         self._started = time.perf_counter()
         self._last_row = (self._started, env_steps)
         self._rows_done = env_steps // self.every_steps if self.every_steps else 0
+
+    def end(self) -> None:
+        """Stop the clock, until the next `begin`."""
+        self._earlier_s, self._started = self.time_s, None
 
     def after_update(self, learner: Learner, metrics: Metrics) -> None:
         """Write a row, if one is due."""
         self.window.add(learner.episodes)
         if self.every_steps is not None:
             due = learner.env_steps // self.every_steps
-            if due == self._rows_done and learner.env_steps < learner.total_steps:
+            if due == self._rows_done and not _ends_budget(learner):
                 return
             self._rows_done = due
         for watch in self.watches:
@@ -95,11 +100,12 @@ class MetricsHook:
         """The episode window, the clock and the length of metrics.jsonl."""
         return {"window": self.window.state_dict(), "time_s": self.time_s, "sinks": self.sinks.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
+    def load_state_dict(self, state: Mapping[str, Any], *, cut: bool = True) -> None:
+        """The inverse of `state_dict`; `cut` the sinks back to it, if they are those that it was saved of."""
         self.window.load_state_dict(state["window"])
         self._earlier_s = float(state["time_s"])
-        self.sinks.load_state_dict(state["sinks"])
+        if cut:
+            self.sinks.load_state_dict(state["sinks"])
 
 
 class EvalHook:
@@ -137,7 +143,7 @@ class EvalHook:
     def after_update(self, learner: Learner, metrics: Metrics) -> None:
         """Evaluate, if it is due."""
         due = learner.env_steps // self.every_steps
-        if due == self._done and learner.env_steps < learner.total_steps:
+        if due == self._done and not _ends_budget(learner):
             return
         self._done = due
         result = self.play()
@@ -213,6 +219,11 @@ class CheckpointHook:
     def write_best(self, learner: Learner) -> None:
         """Write the checkpoint called best."""
         self.save(self.folder / "best")
+
+
+def _ends_budget(learner: Learner) -> bool:
+    """Whether the update that was just done is the one that used up `total_steps`; those who go on are past it."""
+    return learner.env_steps - learner.last_steps < learner.total_steps <= learner.env_steps
 
 
 class StopSignal:

@@ -43,6 +43,7 @@ class Learner:
         self.reward_scaler = reward_scaler
         self.env_steps = 0
         self.updates = 0
+        self.last_steps = 0  # env steps of the last update
         self.episodes: list[Episode] = []  # finished in the last update's rollouts
         self.watch = Stopwatch()
 
@@ -62,13 +63,14 @@ class Learner:
                 "rollout/policy_lag_max": float(lag.max()),
                 "rollout/masked_share": 1.0 - float(rollout.mask.float().mean()),
             }
-            self.env_steps += rollout.num_env_steps
+            self.last_steps = rollout.num_env_steps
+            self.env_steps += self.last_steps
             rollout = to_device(rollout, self.device)
             if self.reward_scaler is not None:
                 rollout = dataclasses.replace(rollout, reward=self.reward_scaler(rollout))
                 metrics["normalizer/reward_std"] = self.reward_scaler.std
             # the progress before this rollout, so that the first update uses the schedules' first values
-            progress = (self.env_steps - rollout.num_env_steps) / self.total_steps
+            progress = (self.env_steps - self.last_steps) / self.total_steps
             metrics |= self.algo.update(rollout, min(progress, 1.0))
             self.algo.policy.update_normalizer(rollout)
             self.updates += 1

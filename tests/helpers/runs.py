@@ -47,14 +47,14 @@ def normalising_config(env_id: str = "CartPole-v1", updates: int = 16, **changes
 def train(config: TrainConfig, folder: Path, stop_at: int | None = None) -> str:
     """Train in a new run folder; Ctrl-C comes during update `stop_at`. Why it ended."""
     with Experiment(config, RunDir.create(folder, to_plain(config), [])) as experiment:
-        return experiment.train(ctrl_c_at(stop_at))
+        return experiment.train_until(config.total_steps, ctrl_c_at(stop_at))
 
 
 def go_on(config: TrainConfig, folder: Path, stop_at: int | None = None, replay: bool = True) -> str:
     """Train on from the run's last checkpoint."""
     with Experiment(config, RunDir.open(str(folder))) as experiment:
         experiment.restore(checkpoint.load(checkpoint.last(folder)), replay=replay)
-        return experiment.train(ctrl_c_at(stop_at))
+        return experiment.train_until(config.total_steps, ctrl_c_at(stop_at))
 
 
 def ctrl_c_at(update: int | None) -> Callable[[dict[str, float]], None]:

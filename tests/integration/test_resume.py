@@ -14,7 +14,7 @@ from parl_cli import registry
 from parl_cli.cli import main
 from parl_cli.config import CheckpointConfig, EnvConfig, ResumeCommand
 from parl_cli.errors import EnvError
-from parl_cli.experiment import resume_run, train_run
+from parl_cli.jobs import resume_run, train_run
 from parl_cli.training import checkpoint
 from tests.helpers.cli import parl
 from tests.helpers.runs import (

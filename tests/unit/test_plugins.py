@@ -18,6 +18,10 @@ def own_registry(monkeypatch):
     monkeypatch.setattr(plugins, "entry_points", lambda group: [])
 
 
+def ask(modules):
+    return f"parl eval 'plugins=[{modules}]'"
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """Writes a module into a working directory that is not on the path; forgotten afterwards."""
@@ -175,17 +179,17 @@ def test_a_run_with_plugins_asks_for_them_with_the_whole_command(module):
     module("parl_test_needed", "import sys\nsys.parl_test_imported = True")
     values = {"plugins": ["parl_test_needed", "other"]}
     with pytest.raises(ConfigError) as error:
-        plugins.require(values, [], "parl eval checkpoint=x episodes=3")
-    assert str(error.value).endswith("run parl eval checkpoint=x episodes=3 'plugins=[parl_test_needed,other]'")
+        plugins.require(values, [], ask)
+    assert str(error.value).endswith("run parl eval 'plugins=[parl_test_needed,other]'")
     assert not hasattr(sys, "parl_test_imported")
 
 
 def test_more_plugins_than_the_run_needs_are_no_mistake(module):
     for name in ("parl_test_one", "parl_test_two"):
         module(name, "")
-    plugins.require({"plugins": ["parl_test_one"]}, ["parl_test_two", "parl_test_one"], "parl eval")
+    plugins.require({"plugins": ["parl_test_one"]}, ["parl_test_two", "parl_test_one"], ask)
     with pytest.raises(ConfigError, match=r"run parl eval 'plugins=\[parl_test_two,parl_test_three\]'"):
-        plugins.require({"plugins": ["parl_test_three"]}, ["parl_test_two"], "parl eval")
+        plugins.require({"plugins": ["parl_test_three"]}, ["parl_test_two"], ask)
 
 
 def test_an_installed_plugin_need_not_be_named_again(module, monkeypatch):
@@ -193,13 +197,13 @@ def test_an_installed_plugin_need_not_be_named_again(module, monkeypatch):
     plugins.search_working_directory()
     monkeypatch.setattr(plugins, "entry_points", lambda group: [Entry("parl_test_installed")])
     plugins.activate()
-    plugins.require({"plugins": ["parl_test_installed"]}, [], "parl eval")
+    plugins.require({"plugins": ["parl_test_installed"]}, [], ask)
 
 
 @pytest.mark.parametrize("names", [7, "os", ["a", 1], ["a'; rm -rf ~ '"], ["../x"], ["a b"], [""]])
 def test_plugins_of_a_file_that_are_no_module_names_are_tampering(names):
     with pytest.raises(CheckpointError, match="tampered"):
-        plugins.require({"plugins": names}, [], "parl eval")
+        plugins.require({"plugins": names}, [], ask)
 
 
 @pytest.mark.parametrize(
@@ -215,11 +219,11 @@ def test_plugins_of_a_file_that_are_no_module_names_are_tampering(names):
 )
 def test_what_nothing_registers_any_more_is_named_by_kind_and_name(values, words):
     with pytest.raises(CheckpointError) as error:
-        plugins.require(values, [], "parl eval checkpoint=x")
+        plugins.require(values, [], ask)
     assert str(error.value).startswith(f"{words}: this run used it, and nothing here registers it")
     assert "install the package" in str(error.value)
 
 
 @pytest.mark.parametrize("values", [{}, {"env": 3}, {"env": {"wrappers": 3, "adapter": []}}, {"algo": None}])
 def test_configs_of_a_wrong_shape_are_left_to_the_parser(values):
-    plugins.require(values, [], "parl eval")
+    plugins.require(values, [], ask)

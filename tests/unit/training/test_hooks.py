@@ -27,6 +27,7 @@ class FakeLearner:
         self.total_steps = total_steps
         self.env_steps = 0
         self.updates = 0
+        self.last_steps = UPDATE
         self.episodes = []
 
     def update(self, *hooks):

@@ -1,0 +1,234 @@
+"""The three jobs of the command line, train, resume and evaluate: `Experiment` with words for a person around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import shlex
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from parl_cli import build, plugins
+from parl_cli.config import EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
+from parl_cli.envs.factory import TEST_ROLE, env_spec
+from parl_cli.errors import ConfigError
+from parl_cli.experiment import Experiment, changed, config_to_go_on
+from parl_cli.functional.noise import stream_key
+from parl_cli.metrics import console
+from parl_cli.metrics.jsonl import read_jsonl
+from parl_cli.metrics.progress import make_progress
+from parl_cli.training import checkpoint
+from parl_cli.training.evaluate import evaluate
+from parl_cli.training.run_dir import RunDir
+from parl_cli.training.video import VideoRecorder
+
+
+def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str]) -> float | None:
+    """Train in a new run folder; `parl train`'s job.
+
+    Args:
+        config: from `build.validate`.
+        run_dir: the folder to make.
+        argv: what the user typed.
+
+    Returns:
+        Mean return of the last 100 training episodes; None if none has finished.
+    """
+    with Experiment.start(config, run_dir, argv) as experiment:
+        return _run(experiment)
+
+
+def resume_run(command: ResumeCommand) -> float | None:
+    """Go on with a run from a checkpoint of it; `parl resume`'s job.
+
+    Returns:
+        As `train_run`.
+
+    Raises:
+        ConfigError: no such run, or it is finished and no more steps are asked for.
+    """
+    run = RunDir.open(command.run)
+    saved = None
+    if command.step is not None:
+        saved = checkpoint.load(run.checkpoints / str(command.step))
+    elif checkpoint.numbered(run.checkpoints):
+        saved = checkpoint.load(checkpoint.last(run.path))
+    values = run.config() if saved is None else saved.config
+    values = changed(values, total_steps=command.total_steps, device=command.device)
+    config = config_to_go_on(values, saved, command.plugins, _typed("resume", command))
+    done = 0 if saved is None else saved.env_steps
+    if done >= config.total_steps:
+        raise ConfigError(
+            f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
+            f"add total_steps={2 * config.total_steps} to train on"
+        )
+    run.check_writable()
+    if saved is None:  # killed before its first checkpoint: it begins again
+        run.metrics.unlink(missing_ok=True)
+        with Experiment.restart(config, run) as experiment:
+            return _run(experiment)
+    with Experiment(config, run) as experiment:
+        experiment.restore(saved, replay=(command.checkpoint.env or config.checkpoint.env) == "replay")
+        earlier = run.info().get("resumed_at")
+        run.set_status("running", resumed_at=[*(earlier if isinstance(earlier, list) else []), done])
+        return _run(experiment)
+
+
+def evaluate_run(command: EvalCommand) -> dict[str, Any]:
+    """Play a checkpoint's policy and write eval.json; `parl eval`'s job.
+
+    Returns:
+        What eval.json holds.
+    """
+    saved = checkpoint.load(checkpoint.find(command.checkpoint))
+    plugins.require(saved.config, command.plugins, _typed("eval", command))
+    config = dataclasses.replace(build.check_fits(saved, saved.config), device=command.device)
+    policy = build.make_policy(env_spec(config.env), config)
+    checkpoint.load_weights(policy, saved.policy, saved.path)
+    policy = policy.to(build.policy_device(config))
+    seed = config.seed if command.seed is None else command.seed
+    watching = command.render is not None or command.video
+    vectorizer = build.make_eval_vectorizer(
+        config.env,
+        seed=seed,
+        episodes=command.episodes,
+        role=TEST_ROLE,
+        num_envs=1 if watching else command.num_envs,
+        render_mode="rgb_array" if command.video else command.render,
+    )
+    with ExitStack() as stack:
+        stack.callback(vectorizer.close)
+        folder = stack.enter_context(_eval_folder(command, saved.path))
+        video = stack.enter_context(VideoRecorder(vectorizer, folder / "video.mp4")) if command.video else None
+        result = evaluate(
+            policy,
+            vectorizer,
+            command.episodes,
+            noise_key=stream_key(seed, "eval", "noise"),
+            deterministic=command.deterministic,
+            on_step=None if video is None else video.capture,
+        )
+        report = result.summary() | {
+            "checkpoint": str(saved.path),
+            "env_steps": saved.env_steps,
+            "env": config.env.id or config.env.name,
+            "deterministic": command.deterministic,
+            "seed": seed,
+            "returns": result.returns.tolist(),
+            "lengths": result.lengths.tolist(),
+        }
+        (folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
+    low, high = report["ci95"]
+    shown = {
+        "return": f"{report['mean_return']:.1f} ± {report['std_return']:.1f}",
+        "95 % interval": f"{low:.1f} to {high:.1f}",
+        "length": f"{report['mean_length']:.1f} steps",
+        "episodes": f"{command.episodes}, {'deterministic' if command.deterministic else 'sampled'}",
+        "checkpoint": f"{_short(saved.path)} ({saved.env_steps:,} steps)",
+        "written to": _short(folder),
+    }
+    console.print_result(shown, title=f"{config.algo.name} on {config.env.name}")
+    return report
+
+
+def _typed(name: str, command: EvalCommand | ResumeCommand) -> Callable[[str], str]:
+    """From plug-ins to the command as the user typed it, every key that has not its default, and with them."""
+    words = ["parl", name]
+    for field in dataclasses.fields(command):
+        key, value = field.name, getattr(command, field.name)
+        if key == "plugins" or value == field.default:
+            continue
+        if isinstance(value, ResumeCheckpointConfig):
+            key, value = f"{key}.env", value.env
+        words.append(shlex.quote(f"{key}={str(value).lower() if isinstance(value, bool) else value}"))
+    return lambda modules: " ".join([*words, f"'plugins=[{modules}]'"])
+
+
+def _run(experiment: Experiment) -> float | None:
+    """Train with a display, and say how it ended."""
+    config, run = experiment.config, experiment.run
+    assert run is not None
+    rollout_steps = config.algo.num_steps * config.num_envs
+    updates = -(-config.total_steps // rollout_steps)
+    console.print_start(_essentials(experiment, run, updates), title=f"{config.algo.name} on {config.env.name}")
+    history = list(read_jsonl(run.metrics))
+    progress = make_progress(updates * rollout_steps, config.name, live=config.logger.live, history=history)
+    with progress:
+        reason = experiment.train_until(config.total_steps, progress.update)
+    interrupted = reason.startswith("interrupted")
+    place = _short(run.path)
+    with_plugins = f" 'plugins=[{','.join(config.plugins)}]'" if config.plugins else ""
+    commands = {"evaluate": f"parl eval checkpoint={place}{with_plugins}"}
+    if interrupted:
+        commands["go on"] = f"parl resume run={place}{with_plugins}"
+    title = {"budget": "finished"}.get(reason, reason)
+    console.print_result(progress.tracker.summary() | {"run folder": place}, title=title, commands=commands)
+    if interrupted:
+        # whoever waits for this process must know: 130 for Ctrl-C, 143 for SIGTERM; the rest of a sweep is not run
+        raise SystemExit(128 + signal.Signals[reason.removeprefix("interrupted: ")])
+    return experiment.metrics.window.metrics().get("episode/return_mean")
+
+
+def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, object]:
+    config, algo = experiment.config, experiment.config.algo
+    rows = algo.num_steps * config.num_envs
+    workers = getattr(config.vectorizer, "num_workers", None)
+    vectorizer = config.vectorizer.name if workers is None else f"{config.vectorizer.name}, {workers} workers"
+    essentials: dict[str, object] = {
+        "env": f"{config.env.id or config.env.name} × {config.num_envs} ({vectorizer})",
+        "rollout": f"{algo.num_steps} steps × {config.num_envs} envs = {rows:,}",
+    }
+    if hasattr(algo, "num_minibatches"):
+        size = rows // algo.num_minibatches
+        essentials["learning"] = f"{algo.num_epochs} epochs × {algo.num_minibatches} minibatches of {size:,}"
+    return essentials | {
+        "budget": f"{config.total_steps:,} steps = {updates:,} updates ({updates * rows:,} steps)",
+        "device": f"{experiment.learner.device}, {config.num_threads} threads",
+        "seed": str(config.seed),
+        "run folder": _short(run.path),
+    }
+
+
+@contextmanager
+def _eval_folder(command: EvalCommand, saved: Path) -> Iterator[Path]:
+    """Where eval.json goes; made before anything is played, and gone again if that comes to nothing."""
+    if command.output is not None:
+        folder = Path(command.output)
+    else:
+        run = saved.parent.parent if saved.parent.name == "checkpoints" else saved
+        folder = _untaken(run / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+    except BaseException as error:
+        for place in new:
+            if place == folder:
+                shutil.rmtree(place, ignore_errors=True)
+            with suppress(OSError):
+                place.rmdir()
+        if isinstance(error, OSError):
+            raise ConfigError(
+                f"cannot write to {folder} ({error.strerror or error}); name another folder with output=FOLDER"
+            ) from None
+        raise
+
+
+def _untaken(folder: Path) -> Path:
+    """The folder, or with `-2`, `-3` … the first like it that is not there."""
+    names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    return next(place for place in itertools.chain([folder], names) if not place.exists())
+
+
+def _short(path: Path) -> str:
+    """A path as the user would type it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
