@@ -2,10 +2,12 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
-from tests.helpers.cli import ROOT, parl
+from tests.helpers.cli import ROOT, environment, parl
 
 TINY_STEPS = 4096
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -50,3 +52,38 @@ def test_the_plugin_example_trains_evaluates_and_is_listed(extended):
     done = parl(*shlex.split(listing)[1:], cwd=extended)
     assert "simple policy optimisation" in done.stdout
     assert "my_algos" in done.stdout
+
+
+def run_python(code, cwd):
+    (cwd / "example.py").write_text(code)
+    return subprocess.run(
+        [sys.executable, "-W", "error", "example.py"],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_experiment_example_trains_saves_and_goes_on(tmp_path):
+    api, _ = blocks(section("From Python"), "python")
+    done = run_python(smaller(api, "steps = 50_000"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 8 < float(done.stdout) <= 500
+    assert {path.name for path in tmp_path.iterdir()} == {"example.py", "halfway"}
+
+
+def test_the_loop_of_pieces_trains(tmp_path):
+    _, loop = blocks(section("From Python"), "python")
+    done = run_python(smaller(loop, "total_steps = 100_000"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    steps = [int(line.split()[0]) for line in done.stdout.splitlines()]
+    assert steps == [1024, 2048, 3072, 4096]
+    assert [path.name for path in tmp_path.iterdir()] == ["example.py"]
+
+
+def test_the_loop_of_pieces_is_short():
+    _, loop = blocks(section("From Python"), "python")
+    assert len([line for line in loop.splitlines() if line]) <= 28

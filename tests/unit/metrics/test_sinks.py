@@ -6,7 +6,7 @@ from parl_cli import registry
 from parl_cli.errors import CheckpointError, ParlError
 from parl_cli.metrics.csv import CsvSink
 from parl_cli.metrics.jsonl import JsonlSink, read_jsonl
-from parl_cli.metrics.sinks import Sink, SinkGroup
+from parl_cli.metrics.sinks import NoFile, Sink, SinkGroup
 
 
 class Recorder:
@@ -122,3 +122,15 @@ def test_state_that_does_not_fit_the_file_is_refused(path, state):
     with pytest.raises(CheckpointError):
         group.load_state_dict(state)
     group.close()
+
+
+def test_without_a_file_rows_are_forgotten_and_any_checkpoint_fits(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    group = SinkGroup(NoFile())
+    group.write({"env_steps": 1})
+    group.flush()
+    assert group.state_dict() == {"offset": 0}
+    group.load_state_dict({"offset": 12_345})
+    group.close()
+    group.close()
+    assert not list(tmp_path.iterdir())

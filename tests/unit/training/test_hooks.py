@@ -95,6 +95,22 @@ def test_rows_go_on_where_a_restored_run_stood(metrics, tmp_path):
     assert rows(tmp_path)[-1]["episode/return_mean"] == pytest.approx((1 + 2 + 4) / 3)
 
 
+def test_past_the_budget_rows_keep_their_interval(metrics, tmp_path):
+    hook, learner = metrics(every_steps=4 * UPDATE), FakeLearner(total_steps=2 * UPDATE)
+    for _ in range(7):
+        learner.update(hook)
+    assert [row["env_steps"] for row in rows(tmp_path)] == [2 * UPDATE, 4 * UPDATE]
+
+
+def test_the_clock_stands_still_between_end_and_begin(metrics):
+    hook = metrics()
+    hook.end()
+    stopped = hook.time_s
+    assert hook.time_s == stopped
+    hook.begin(0)
+    assert hook.time_s > stopped
+
+
 # ---- evaluations ----
 
 
