@@ -16,7 +16,7 @@ from typing import Any
 
 from parl_cli import build, plugins
 from parl_cli.config import EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
-from parl_cli.envs.factory import TEST_ROLE, env_spec
+from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
 from parl_cli.errors import ConfigError
 from parl_cli.experiment import Experiment, changed, config_to_go_on
 from parl_cli.functional.noise import stream_key
@@ -94,6 +94,8 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     policy = policy.to(build.policy_device(config))
     seed = config.seed if command.seed is None else command.seed
     watching = command.render is not None or command.video
+    if watching:
+        check_rendering(config.env)
     vectorizer = build.make_eval_vectorizer(
         config.env,
         seed=seed,

@@ -10,6 +10,7 @@ import numpy as np
 
 from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig
+from parl_cli.errors import ConfigError
 from parl_cli.envs.wrappers import num_agents
 from parl_cli.types import EnvSpec
 
@@ -44,6 +45,19 @@ def env_spec(config: EnvConfig) -> EnvSpec:
     env = EnvFactory(config)()
     try:
         return EnvSpec(config.id or config.name, env.observation_space, env.action_space, num_agents(env))
+    finally:
+        env.close()
+
+
+def check_rendering(config: EnvConfig) -> None:
+    """Draw one frame off screen; raises ConfigError where what draws it is not installed."""
+    env = EnvFactory(config, render_mode="rgb_array")()
+    try:
+        env.reset(seed=0)
+        env.render()
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(f'{config.id} cannot be drawn ({cause}); pip install "parl-cli[video]"') from error
     finally:
         env.close()
 

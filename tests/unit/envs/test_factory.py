@@ -6,7 +6,7 @@ import pytest
 from gymnasium import spaces
 
 from parl_cli.config import EnvConfig
-from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, env_spec
+from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, check_rendering, env_spec
 from parl_cli.envs.wrappers import num_agents
 from parl_cli.errors import ConfigError
 from parl_cli.types import EnvSpec
@@ -80,3 +80,9 @@ def test_episode_seeds_differ_by_run_role_env_and_episode():
         for episode in range(8)
     ]
     assert len(set(seeds)) == len(seeds)
+
+
+def test_a_missing_drawing_library_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r'CartPole-v1 cannot be drawn .*pip install "parl-cli\[video\]"'):
+        check_rendering(EnvConfig(id="CartPole-v1"))
