@@ -221,6 +221,8 @@ class Experiment:
         except ParlError:
             if run is not None:
                 run.discard()
+                with suppress(OSError):  # it was there before, with something in it
+                    run.path.rmdir()
             raise
         return experiment
 
@@ -358,8 +360,10 @@ class Experiment:
         checkpoint.load_weights(self.policy, saved.policy, saved.path)
         try:
             self.learner.load_state_dict(training["learner"])
-            if self.learner.env_steps != saved.env_steps:
-                raise ValueError(f"{self.learner.env_steps} env steps in it, {saved.env_steps} in the manifest")
+            if not 0 <= self.learner.updates <= self.learner.env_steps == saved.env_steps:
+                raise ValueError(
+                    f"{self.learner.updates} updates and {self.learner.env_steps} of {saved.env_steps} env steps"
+                )
             if self.eval is not None and training["eval"] is not None:
                 self.eval.load_state_dict(training["eval"])
             self.pool.load_state_dict(training["pool"], replay=replay)

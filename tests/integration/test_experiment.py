@@ -12,7 +12,7 @@ import torch
 
 from parl_cli import Experiment
 from parl_cli.cli import main
-from parl_cli.errors import CheckpointError, ConfigError, ParlError
+from parl_cli.errors import CheckpointError, ConfigError, EnvError, ParlError
 from parl_cli.metrics.jsonl import read_jsonl
 from parl_cli.training import checkpoint
 from parl_cli.training.loop import StopTraining
@@ -282,6 +282,19 @@ def test_loading_a_checkpoint_with_plugins_asks_for_them(workplace):
     with pytest.raises(ConfigError, match=r"Experiment\.load\('saved', plugins=\['a_plugin_of_a_test'\]\)"):
         Experiment.load("saved")
     assert not hasattr(sys, "a_plugin_of_a_test")
+
+
+def test_an_irreproducible_env_is_refused_without_a_trace_or_begins_anew(workplace):
+    odd = ["env=gym", "env.id=parl/Irreproducible-v0", "env.kwargs.length=50", *CLI_TINY, f"total_steps={8 * ROLLOUT}"]
+    with Experiment.compose(odd) as experiment:
+        experiment.train(2 * ROLLOUT)
+        experiment.save("saved")
+    with pytest.raises(EnvError, match="cannot be resumed exactly"):
+        Experiment.load("saved", run_dir="run")
+    assert [path.name for path in workplace.iterdir()] == ["saved"]
+    with Experiment.load("saved", replay=False) as heir:
+        heir.train()
+        assert heir.env_steps == 8 * ROLLOUT
 
 
 def test_a_checkpoint_that_is_not_there_is_an_error():
