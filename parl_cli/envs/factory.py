@@ -10,8 +10,8 @@ import numpy as np
 
 from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig
-from parl_cli.errors import ConfigError
 from parl_cli.envs.wrappers import num_agents
+from parl_cli.errors import ConfigError
 from parl_cli.types import EnvSpec
 
 TRAIN_ROLE = 0
