@@ -33,3 +33,15 @@ def test_layout_of_the_floor_plan_is_the_layout_of_the_package():
     rooms = {path.name for path in (ROOT / "parl_cli").iterdir() if (path / "__init__.py").exists()}
     for room in rooms - {"_hydra"}:
         assert f"`{room}/`" in plan
+
+
+def test_every_result_in_the_readme_was_written_by_the_results_command():
+    rows = [
+        line
+        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        if re.match(r"\| `[a-z_]+/[a-z0-9_]+` \|", line)
+    ]
+    assert rows
+    table = (ROOT / "tests" / "learning" / "RESULTS.md").read_text(encoding="utf-8")
+    for row in rows:
+        assert row in table
