@@ -40,7 +40,7 @@ def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str]) -> float 
     Returns:
         Mean return of the last 100 training episodes; None if none has finished.
     """
-    with Experiment.start(config, run_dir, argv) as experiment:
+    with Experiment.start(config, run_dir, argv) as experiment, RunDir(run_dir).held():
         return _run(experiment)
 
 
@@ -51,9 +51,14 @@ def resume_run(command: ResumeCommand) -> float | None:
         As `train_run`.
 
     Raises:
-        ConfigError: no such run, or it is finished and no more steps are asked for.
+        ConfigError: no such run, another process is training it, or it is finished and no more steps are asked for.
     """
     run = RunDir.open(command.run)
+    with run.held():
+        return _resume(run, command)
+
+
+def _resume(run: RunDir, command: ResumeCommand) -> float | None:
     saved = None
     if command.step is not None:
         saved = checkpoint.load(run.checkpoints / str(command.step))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -19,6 +21,14 @@ import yaml
 from parl_cli import __version__
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, parse_yaml, read_file, refuse_live_text
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core", "safetensors")
 
@@ -94,6 +104,29 @@ class RunDir:
                     "elsewhere; put the real file or folder in its place"
                 )
         return cls(path)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in this folder, until the block or this process ends.
+
+        Where the system or the file system has no such locks (Windows, some network disks), nothing is kept.
+
+        Raises:
+            ConfigError: another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            if fcntl is not None:
+                handle = os.open(self.path, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ConfigError(
+                        f"run={self.path}: another process is training it; wait for it, or stop it with Ctrl-C"
+                    ) from None
+                except OSError as error:
+                    log.debug("%s cannot be locked: %s", self.path, error)
+            yield
 
     def check_writable(self) -> None:
         """Rewrite run.json as it is.

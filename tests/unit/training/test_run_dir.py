@@ -136,3 +136,11 @@ def test_a_config_that_is_more_than_values_is_refused(run, text, message):
     (run.path / "config.yaml").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         run.config()
+
+
+def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
+    run = RunDir(tmp_path)
+    with run.held(), pytest.raises(ConfigError, match="another process is training it"), run.held():
+        pass
+    with run.held():
+        pass  # free again
