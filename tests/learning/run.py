@@ -45,6 +45,9 @@ TARGETS = {
     "ppo/mountain_car": Target(5, -115, "−110.4 (RL Zoo PPO, 1M), −200 (CleanRL PPO, 500k)"),
     "ppo/mountain_car_continuous": Target(3, 88, "88.3 (RL Zoo PPO, 20k)"),
     "ppo/lunar_lander": Target(3, 240, "242.1 (RL Zoo PPO, 1M)"),
+    "ppo/half_cheetah": Target(3, 4500, "5784 (Tianshou PPO), 5819 (RL Zoo PPO), 1443 (CleanRL PPO), all 1M"),
+    "ppo/walker2d": Target(3, 3300, "3589 (Tianshou PPO, 1M)"),
+    "ppo/hopper": Target(3, 2500, "2609 (Tianshou PPO, 1M)"),
     "truly_ppo/cartpole": Target(5, 475, "no figure"),
 }
 
