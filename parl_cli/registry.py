@@ -50,10 +50,6 @@ _TARGETS: dict[str, dict[str, str]] = {
         "fresh_world": "parl_cli.envs.wrappers:FreshWorld",
         "time_limit": "parl_cli.envs.wrappers:TimeLimit",
     },
-    "logger": {
-        "csv": "parl_cli.metrics.csv:CsvSink",
-        "tensorboard": "parl_cli.metrics.tensorboard:TensorBoardSink",
-    },
 }
 
 _CONFIG_DIRS: list[Path] = []

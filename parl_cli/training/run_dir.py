@@ -44,7 +44,6 @@ class RunDir:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
-        self.videos = path / "videos"
         self.learning_curve = path / "learning_curve.png"
 
     @classmethod
