@@ -48,7 +48,13 @@ TARGETS = {
     "ppo/half_cheetah": Target(3, 4500, "5784 (Tianshou PPO), 5819 (RL Zoo PPO), 1443 (CleanRL PPO), all 1M"),
     "ppo/walker2d": Target(3, 3300, "3589 (Tianshou PPO, 1M)"),
     "ppo/hopper": Target(3, 2500, "2609 (Tianshou PPO, 1M)"),
+    "ppo/swimmer": Target(3, 110, "281.6 (RL Zoo PPO, 1M)"),
+    "ppo/inverted_double_pendulum": Target(3, 9000, "9231 (Tianshou PPO, 1M)"),
+    "ppo/pusher": Target(3, -60, "no figure"),
+    "ppo/humanoid": Target(3, 400, "787 (Tianshou PPO, 1M)"),
+    "ppo/bipedal_walker": Target(3, 280, "287.9 (RL Zoo PPO, 5M)"),
     "truly_ppo/cartpole": Target(5, 475, "no figure"),
+    "truly_ppo/lunar_lander": Target(3, 240, "no figure"),
 }
 
 
@@ -57,9 +63,9 @@ def train_and_evaluate(task: str, seed: int, folder: Path) -> dict[str, Any]:
     algo, env = task.split("/")
     run = folder / "run"
     started = time.perf_counter()
-    _parl("train", f"algo={algo}", f"env={env}", f"seed={seed}", f"hydra.run.dir={run}", cwd=folder)
+    parl("train", f"algo={algo}", f"env={env}", f"seed={seed}", f"hydra.run.dir={run}", cwd=folder)
     wall_s = time.perf_counter() - started
-    _parl("eval", f"checkpoint={run}", f"output={folder / 'eval'}", cwd=folder)
+    parl("eval", f"checkpoint={run}", f"output={folder / 'eval'}", cwd=folder)
     report = json.loads((folder / "eval" / "eval.json").read_text())
     info = json.loads((run / "run.json").read_text())
     return {
@@ -91,11 +97,11 @@ def read_rows() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def add_row(row: dict[str, Any]) -> None:
-    """Append a row, the header first where the file is new."""
-    new = not ROWS.exists()
-    with ROWS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS)
+def append_row(path: Path, fields: list[str], row: dict[str, Any]) -> None:
+    """Append a row to a CSV file, the header first where the file is new."""
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields)
         if new:
             writer.writeheader()
         writer.writerow(row)
@@ -148,13 +154,14 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 row = train_and_evaluate(task, seed, Path(folder))
-            add_row(row)
+            append_row(ROWS, FIELDS, row)
             write_table()
             print(f"{task} seed {seed}: {row['return']} ± {row['return_std']} in {row['wall_s']} s", flush=True)
     write_table()
 
 
-def _parl(*arguments: str, cwd: Path) -> None:
+def parl(*arguments: str, cwd: Path) -> None:
+    """Run a command in `cwd`; RuntimeError with its output where it fails."""
     command = [sys.executable, "-m", "parl_cli", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * 3600, check=False)
     if done.returncode:
