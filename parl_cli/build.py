@@ -129,19 +129,26 @@ def make_learner(config: TrainConfig, spec: EnvSpec) -> Learner:
 
 def make_pool(config: TrainConfig, policy: Any) -> Any:
     """Envs, vectorizer and actors."""
+    actor = Actor(
+        make_vectorizer(config),
+        policy,
+        num_steps=config.algo.num_steps,
+        noise_key=stream_key(config.seed, "train", "noise"),
+    )
+    return registry.load("actors", config.actors.name)(actor)
+
+
+def make_vectorizer(config: TrainConfig) -> Any:
+    """Envs and what steps them, as the runner uses it: same-step autoreset, every episode seeded."""
     options = {f.name: getattr(config.vectorizer, f.name) for f in dataclasses.fields(config.vectorizer)}
     cls = registry.load("vectorizer", options.pop("name"))
     modules = tuple(dict.fromkeys([*plugins.installed(), *config.plugins]))
-    vectorizer = cls(
+    return cls(
         [EnvFactory(config.env, plugins=modules) for _ in range(config.num_envs)],
         autoreset_mode=AutoresetMode.SAME_STEP,
         episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE),
         **options,
     )
-    actor = Actor(
-        vectorizer, policy, num_steps=config.algo.num_steps, noise_key=stream_key(config.seed, "train", "noise")
-    )
-    return registry.load("actors", config.actors.name)(actor)
 
 
 def make_eval_vectorizer(
