@@ -30,6 +30,7 @@ _TARGETS: dict[str, dict[str, str]] = {
         "serial": "parl_cli.vectorizers.serial:SerialVectorizer",
         "thread": "parl_cli.vectorizers.thread:ThreadVectorizer",
         "subprocess": "parl_cli.vectorizers.subprocess:SubprocessVectorizer",
+        "async": "parl_cli.vectorizers.asynchronous:AsyncVectorizer",
     },
     "actors": {
         "inline": "parl_cli.actors.inline:InlineActors",

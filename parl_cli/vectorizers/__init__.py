@@ -1,20 +1,22 @@
 """How one actor steps its environments.
 
-`parl_cli.vectorizers.{Serial,Thread,Subprocess}Vectorizer(env_fns, …)` are `gymnasium.vector.VectorEnv`s. They are
-imported when they are asked for, so that a worker process loads only what it runs.
+`parl_cli.vectorizers.{Serial,Thread,Subprocess,Async}Vectorizer(env_fns, …)` are `gymnasium.vector.VectorEnv`s. They
+are imported when they are asked for, so that a worker process loads only what it runs.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from parl_cli.vectorizers.asynchronous import AsyncVectorizer
     from parl_cli.vectorizers.base import Vectorizer
     from parl_cli.vectorizers.serial import SerialVectorizer
     from parl_cli.vectorizers.subprocess import SubprocessVectorizer
     from parl_cli.vectorizers.thread import ThreadVectorizer
 
-__all__ = ["SerialVectorizer", "SubprocessVectorizer", "ThreadVectorizer", "Vectorizer"]
+__all__ = ["AsyncVectorizer", "SerialVectorizer", "SubprocessVectorizer", "ThreadVectorizer", "Vectorizer"]
 
 _MODULES = {
+    "AsyncVectorizer": "asynchronous",
     "SerialVectorizer": "serial",
     "SubprocessVectorizer": "subprocess",
     "ThreadVectorizer": "thread",

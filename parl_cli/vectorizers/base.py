@@ -1,37 +1,43 @@
 """What every vectorizer is: a `gymnasium.vector.VectorEnv` with a second, leaner face for the runner.
 
-The Gymnasium face (`reset`, `step`, `call`, …) behaves like `gymnasium.vector.SyncVectorEnv` in each of its three
-autoreset modes. The runner's face (`begin`, `send`, `recv`) is same-step autoreset only: it gives arrays without
-infos, each episode has a number, and every reset is seeded by (env id, episode number).
+Gymnasium's face (`reset`, `step`, `call`, …; see `GymnasiumFace`) behaves like `gymnasium.vector.SyncVectorEnv` in
+each of its three autoreset modes. The runner's face (`begin`, `send`, `recv`) is same-step autoreset only: it gives
+arrays without infos, each episode has a number, and every reset is seeded by (env id, episode number).
 
-A subclass owns *workers*: places where an `EnvGroup` lives, each with a contiguous range of envs. It says how a call
+A subclass owns *workers*: places where `EnvGroup`s live, each with a contiguous range of envs. It says how a call
 reaches a group and how the answer comes back (the hooks of `WorkerCalls`); everything else is here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from parl_cli.errors import ConfigError, EnvError, ParlError
 from parl_cli.types import EnvStep
 from parl_cli.vectorizers.blocks import Blocks, Layout, make_layout
-from parl_cli.vectorizers.calls import WorkerCalls, split
+from parl_cli.vectorizers.calls import split
 from parl_cli.vectorizers.description import EnvDescription
-from parl_cli.vectorizers.group import EpisodeSeed, RowInfo
+from parl_cli.vectorizers.face import GymnasiumFace
+from parl_cli.vectorizers.group import EpisodeSeed
 
 EnvFn = Callable[[], gym.Env]
+
+log = logging.getLogger(__name__)
 
 _ALL: Any = slice(None)
 
 
-class Vectorizer(WorkerCalls, VectorEnv):
+class Vectorizer(GymnasiumFace):
     """Steps N envs, in whatever places the subclass keeps.
 
     Args:
@@ -42,13 +48,17 @@ class Vectorizer(WorkerCalls, VectorEnv):
             get it by pickling, and import the module that defines it.
         start_timeout_s: how long all envs of a worker may take to be made.
         step_timeout_s: how long a worker may take for any other call.
+        num_groups: parts that a worker's envs are split into; it steps one part after the other.
+        batch_size: envs that `recv` waits for, at most all that step; None: all.
+        max_restarts: workers that may be replaced by new ones before one more failure is an error.
 
     Attributes:
         episode_numbers: [N] int64, the episode each env is in.
         num_agents: A, or None for single-agent envs.
+        restarts: workers replaced so far.
 
     Raises:
-        ConfigError: no envs, envs with different spaces, or spaces that are not one array.
+        ConfigError: no envs, envs with different spaces, or spaces that have no array layout.
         EnvError: an env could not be made.
         WorkerError: a worker died or did not answer.
     """
@@ -64,6 +74,9 @@ class Vectorizer(WorkerCalls, VectorEnv):
         episode_seed: EpisodeSeed | None,
         start_timeout_s: float,
         step_timeout_s: float,
+        num_groups: int = 1,
+        batch_size: int | None = None,
+        max_restarts: int = 0,
     ) -> None:
         self.env_fns = list(env_fns)
         self.num_envs = len(self.env_fns)
@@ -71,9 +84,22 @@ class Vectorizer(WorkerCalls, VectorEnv):
             raise ConfigError("num_envs=0: must be at least 1")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.episode_seed = episode_seed
-        self._pending = np.zeros(self.num_envs, np.bool_)
+        self.batch_size = batch_size or self.num_envs
+        self.max_restarts = max_restarts
+        self.restarts = 0
+        if max_restarts and self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise ConfigError(
+                f"max_restarts={max_restarts}: an env that is replaced begins a new episode in the same step; "
+                "use it with autoreset_mode=AutoresetMode.SAME_STEP"
+            )
+        parts = split(self.num_envs, num_workers)
+        num_groups = min(num_groups, *map(len, parts))
+        sections = [ids[part.start : part.stop] for ids in parts for part in split(len(ids), num_groups)]
+        self._ids = np.arange(self.num_envs)
+        self._pending = np.zeros(self.num_envs, np.bool_)  # was sent an action, not received yet
         self._num_pending = 0
-        self._init_calls(split(self.num_envs, num_workers), start_timeout_s, step_timeout_s)
+        self._lost = np.zeros(self.num_envs, np.bool_)  # its worker was replaced, and nobody was told yet
+        self._init_calls(sections, num_groups, start_timeout_s, step_timeout_s)
         try:
             self._adopt(self._start())
         except BaseException:
@@ -92,15 +118,19 @@ class Vectorizer(WorkerCalls, VectorEnv):
         self.spec = first.spec
         self.single_observation_space = first.observation_space
         self.single_action_space = first.action_space
-        layout = make_layout(first.observation_space, first.action_space, self.num_envs, self.num_agents)
+        self._layout = make_layout(first.observation_space, first.action_space, self.num_envs, self.num_agents)
         self.observation_space = self._batched(first.observation_space)
         self.action_space = self._batched(first.action_space)
-        self._blocks = self._allocate(layout)
-        for worker in range(len(self.slices)):
-            self._attach(worker, layout)
-            self._expect(worker, self.step_timeout_s)
+        self._blocks = self._allocate(self._layout)
+        self._none_ended = (
+            self._blocks.final_obs[:0],
+            self._blocks.episode_return[:0],
+            self._blocks.episode_length[:0],
+        )
+        for section in range(len(self.slices)):
+            self._expect(section, self.step_timeout_s)
+            self._attach(section)
         self._collect()
-        self._ids = np.arange(self.num_envs)
 
     def _batched(self, space: gym.Space) -> gym.Space:
         one_env = space if self.num_agents is None else batch_space(space, self.num_agents)
@@ -112,9 +142,13 @@ class Vectorizer(WorkerCalls, VectorEnv):
         """Make the blocks, where all workers can reach them."""
         return Blocks.plain(layout)
 
-    def _attach(self, worker: int, layout: Layout) -> None:
-        """Give a worker its rows; it answers when it has them."""
-        self._submit(worker, "attach", (self._blocks.rows(self.slices[worker]),))
+    def _attach(self, section: int) -> None:
+        """Give a section its rows; it answers when it has them."""
+        self._submit(section, "attach", (self._blocks.rows(self.slices[section]),))
+
+    def _relaunch(self, worker: int) -> None:
+        """End a failed worker, whatever its state, and start a new one, which describes its envs again."""
+        raise NotImplementedError
 
     # ---- the runner's face ----
 
@@ -133,13 +167,13 @@ class Vectorizer(WorkerCalls, VectorEnv):
             obs [N(, A), *item], a view that is valid until the next `send`.
         """
         self._check_idle()
-        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise ParlError("begin, send and recv work with autoreset_mode=AutoresetMode.SAME_STEP only")
+        self._check_same_step()
         numbers = np.zeros(self.num_envs, np.int64) if episode_numbers is None else np.asarray(episode_numbers)
         if numbers.shape != (self.num_envs,):
             raise ValueError(f"episode_numbers has shape {numbers.shape}: must be one per env, ({self.num_envs},)")
         self._blocks.episode_numbers[:] = numbers
         self._call_all("begin")
+        self._lost[:] = False
         self._unready = ""
         return self._blocks.obs
 
@@ -150,19 +184,19 @@ class Vectorizer(WorkerCalls, VectorEnv):
             actions: [B(, A), *item], kept by copy.
             env_ids: [B], the envs they are for, in any order; None: all.
         """
-        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
-            raise ParlError("begin, send and recv work with autoreset_mode=AutoresetMode.SAME_STEP only")
+        self._check_same_step()
         self._dispatch(actions, env_ids)
 
     def recv(self, timeout: float | None = None) -> EnvStep:
-        """Wait for every env that was sent an action.
+        """Wait for `batch_size` of the envs that were sent an action (or all of them, where they are fewer).
 
         Args:
             timeout: seconds until TimeoutError, after which `recv` may be called again. None: no limit of the
                 caller's; a worker that passes `step_timeout_s` is a WorkerError all the same.
 
         Returns:
-            The step, rows in env_id order; arrays may be views that are valid until the next `send`.
+            The step, rows in env_id order; arrays may be views that are valid until the next `send`. An env whose
+            worker was replaced has a filler row: masked, and its episode ended (see `EnvStep`).
 
         Raises:
             EnvError: an env raised or broke its contract; only `begin` or `reset` can follow.
@@ -170,106 +204,69 @@ class Vectorizer(WorkerCalls, VectorEnv):
         """
         if not self._num_pending:
             raise ParlError("recv without send: no env was given an action")
-        self._collect(timeout)
-        blocks = self._blocks
-        if self._num_pending == self.num_envs:
-            ids, rows = self._ids, _ALL
+        if self.batch_size >= self._num_pending:
+            self._collect(timeout)
+            every = self._num_pending == self.num_envs
+            ids = self._ids if every else self._pending.nonzero()[0]
+            rows = _ALL if every else ids
+            self._answered()
         else:
-            ids = rows = self._pending.nonzero()[0]
-        self._answered()
-        ended = blocks.ended[rows]
-        over = ids[ended]
-        return EnvStep(
-            env_ids=ids,
-            obs=blocks.obs[rows],
-            reward=blocks.reward[rows].astype(np.float32),
-            terminated=blocks.terminated[rows],
-            truncated=blocks.truncated[rows],
-            mask=blocks.mask[rows],
-            ended=ended,
-            final_obs=blocks.final_obs[over],
-            episode_return=blocks.episode_return[over],
-            episode_length=blocks.episode_length[over],
-        )
-
-    # ---- Gymnasium's face ----
-
-    def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Reset all envs, or those in `options["reset_mask"]` (bool [N]).
-
-        Args:
-            seed: env i gets seed + i, or its own of a list; None: `episode_seed` decides.
-            options: handed to every env, without `reset_mask`.
-
-        Returns:
-            (obs [N(, A), *item], infos).
-        """
-        self._check_idle()
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
-        seeds = [None] * self.num_envs if seeds is None else list(seeds)
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"{len(seeds)} seeds for num_envs={self.num_envs}: give one per env")
-        mask = np.ones(self.num_envs, np.bool_)
-        if options is not None and "reset_mask" in options:
-            mask = _checked_mask(options["reset_mask"], self.num_envs)
-            options = {key: value for key, value in options.items() if key != "reset_mask"}
-        if self._unready and not mask.all():
-            raise ParlError(self._unready)
-        for worker, ids in enumerate(self.slices):
-            rows = mask[ids.start : ids.stop].nonzero()[0].tolist()
-            if rows:
-                self._call(worker, "reset", rows, [seeds[ids[row]] for row in rows], options)
-        infos = self._merge_infos(self._collect())
-        self._unready = ""
-        return self._blocks.obs.copy(), infos
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Step all envs once.
-
-        Returns:
-            (obs [N(, A), *item], reward float64, terminated, truncated [N(, A)], infos), all copies. In infos each key
-            has an array over envs and a mask under `_key`; SAME_STEP adds `final_obs` and `final_info`.
-        """
-        self._dispatch(actions, None, want_infos=True)
-        infos = self._merge_infos(self._collect())
-        self._answered()
+            ids = rows = self._first_ready(timeout)
+            self._pending[ids] = False
+            self._num_pending -= len(ids)
         blocks = self._blocks
-        return blocks.obs.copy(), blocks.reward.copy(), blocks.terminated.copy(), blocks.truncated.copy(), infos
+        ended = blocks.ended[rows]
+        last: tuple[np.ndarray, ...] = self._none_ended
+        if ended.any():
+            over = ids[ended]
+            last = blocks.final_obs[over], blocks.episode_return[over], blocks.episode_length[over]
+        step = EnvStep(
+            ids,
+            blocks.obs[rows],
+            blocks.reward[rows].astype(np.float32),
+            blocks.terminated[rows],
+            blocks.truncated[rows],
+            blocks.mask[rows],
+            ended,
+            *last,
+        )
+        return self._with_filler(step) if self.restarts and self._lost[rows].any() else step
 
-    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of every env (or read an attribute); one result per env."""
-        self._check_idle()
-        return tuple(result for results in self._call_all("call", name, args, kwargs) for result in results)
+    def _first_ready(self, timeout: float | None) -> np.ndarray:
+        """The envs of as many sections as make `batch_size` envs, the first to have answered."""
+        limit = math.inf if timeout is None else time.monotonic() + timeout
+        while True:
+            ready = self._pending.copy()
+            for ids, owed in zip(self.slices, self._owed, strict=True):
+                if owed:
+                    ready[ids.start : ids.stop] = False
+            if self._errors:
+                self._collect()  # waits for the others, then raises
+            chosen = ready.nonzero()[0]
+            if len(chosen) >= self.batch_size:
+                return chosen
+            self._receive(limit)
 
-    def get_attr(self, name: str) -> tuple[Any, ...]:
-        """Read an attribute of every env."""
-        return self.call(name)
-
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of every env: a list or tuple has one value per env, anything else is for all."""
-        self._check_idle()
-        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
-        if len(each) != self.num_envs:
-            raise ValueError(f"{len(each)} values for num_envs={self.num_envs}: give one per env, or one for all")
-        for worker, ids in enumerate(self.slices):
-            self._call(worker, "set_attr", name, each[ids.start : ids.stop])
-        self._collect()
-
-    def render(self) -> tuple[Any, ...]:
-        """Every env's frame."""
-        return self.call("render")
-
-    @property  # type: ignore[misc]
-    def np_random(self) -> Any:
-        """Every env's random generator (a copy, where the envs live in other processes)."""
-        return self.get_attr("np_random")
-
-    @property
-    def np_random_seed(self) -> Any:
-        """The seed of every env's random generator."""
-        return self.get_attr("np_random_seed")
+    def _with_filler(self, step: EnvStep) -> EnvStep:
+        """The step with the rows of replaced envs made filler: what the block says of them is not of this episode."""
+        lost = self._lost[step.env_ids]
+        ended = step.ended | lost
+        over = step.env_ids[ended]
+        self._lost[step.env_ids] = False
+        agents = lost.reshape(-1, *(1,) * (step.mask.ndim - 1))
+        blocks = self._blocks
+        return EnvStep(
+            step.env_ids,
+            step.obs,
+            np.where(agents, np.float32(0.0), step.reward),
+            step.terminated & ~agents,
+            step.truncated | agents,
+            step.mask & ~agents,
+            ended,
+            blocks.final_obs[over],
+            blocks.episode_return[over],
+            blocks.episode_length[over],
+        )
 
     def close(self, **kwargs: Any) -> None:
         """End all workers within a few seconds; may be called again, and after any error.
@@ -290,26 +287,35 @@ class Vectorizer(WorkerCalls, VectorEnv):
 
     # ---- calls and answers ----
 
-    def _dispatch(self, actions: np.ndarray, env_ids: np.ndarray | None, want_infos: bool = False) -> None:
+    def _dispatch(self, actions: Any, env_ids: np.ndarray | None, want_infos: bool = False) -> None:
         """Write the actions into the block and let the envs step."""
         if self._unready:
             raise ParlError(self._unready)
-        rows = _ALL if env_ids is None else self._checked_ids(env_ids)
-        if self._num_pending and self._pending[rows].any():
-            raise ParlError("send to an env that has not answered yet: call recv() first")
-        count = self.num_envs if env_ids is None else len(rows)
-        self._blocks.action[rows] = self._checked_actions(actions, count)
-        self._pending[rows] = True
-        self._num_pending += count
         if env_ids is None:
-            for worker in range(len(self.slices)):
-                self._call(worker, "step", None, want_infos)
-            return
-        rows = np.sort(rows)
-        for worker, mine in enumerate(self.slices):
+            if self._num_pending:
+                raise ParlError("send to an env that has not answered yet: call recv() first")
+            self._blocks.action[:] = self._checked_actions(actions, self.num_envs)
+            self._num_pending = self.num_envs
+            if not (self.restarts and self._lost.any()):
+                self._pending[:] = True
+                for section in range(len(self.slices)):
+                    self._call(section, "step", None, want_infos)
+                return
+            rows = self._ids
+        else:
+            rows = self._checked_ids(env_ids)
+            if self._pending[rows].any():
+                raise ParlError("send to an env that has not answered yet: call recv() first")
+            self._blocks.action[rows] = self._checked_actions(actions, len(rows))
+            self._num_pending += len(rows)
+        self._pending[rows] = True
+        rows = np.sort(rows[~self._lost[rows]])  # a new episode has begun in a lost env: there is nothing to step
+        for section, mine in enumerate(self.slices):
             low, high = np.searchsorted(rows, (mine.start, mine.stop))
-            if low < high:
-                self._call(worker, "step", (rows[low:high] - mine.start).tolist(), want_infos)
+            if high - low == len(mine):
+                self._call(section, "step", None, want_infos)
+            elif low < high:
+                self._call(section, "step", (rows[low:high] - mine.start).tolist(), want_infos)
 
     def _checked_ids(self, env_ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(env_ids)
@@ -318,7 +324,7 @@ class Vectorizer(WorkerCalls, VectorEnv):
             raise ValueError(f"env_ids {ids.tolist()}: must be different whole numbers from 0 to {self.num_envs - 1}")
         return ids
 
-    def _checked_actions(self, actions: np.ndarray, count: int) -> np.ndarray:
+    def _checked_actions(self, actions: Any, count: int) -> np.ndarray:
         actions, block = np.asarray(actions), self._blocks.action
         if actions.shape != (count, *block.shape[1:]):
             raise ValueError(f"actions have shape {actions.shape}: must be {(count, *block.shape[1:])}")
@@ -326,6 +332,32 @@ class Vectorizer(WorkerCalls, VectorEnv):
             space = self.single_action_space
             raise TypeError(f"actions have dtype {actions.dtype}: action space {space} takes {block.dtype}")
         return actions
+
+    def _replace(self, worker: int, error: Exception) -> bool:
+        if self._unready or self.restarts >= self.max_restarts:
+            return False
+        self.restarts += 1
+        log.warning(
+            "%s; the worker is replaced (%d of max_restarts=%d) and its envs begin new episodes",
+            str(error).partition("\n")[0],
+            self.restarts,
+            self.max_restarts,
+        )
+        self._relaunch(worker)
+        envs = self._envs_of(worker)
+        self._lost[envs.start : envs.stop] = True
+        self._blocks.episode_numbers[envs.start : envs.stop] += 1  # its seeds are used up
+        for section in self._sections_of(worker):
+            self._errors.pop(section, None)
+            self._results[section] = None
+            self._owed[section] = 0
+            self._expect(section, self.start_timeout_s)  # its description, which nobody asks for twice
+        for section in self._sections_of(worker):
+            self._expect(section, self.start_timeout_s)
+            self._attach(section)
+            self._expect(section, self.start_timeout_s)
+            self._submit(section, "begin", ())
+        return True
 
     def _answered(self) -> None:
         self._num_pending = 0
@@ -337,22 +369,6 @@ class Vectorizer(WorkerCalls, VectorEnv):
         if self._num_pending:
             raise ParlError("envs are still stepping: call recv() first")
 
-    def _merge_infos(self, results: list[list[RowInfo] | None]) -> dict[str, Any]:
-        """Gymnasium's dict of arrays from what each worker's envs had to tell."""
-        infos: dict[str, Any] = {}
-        for ids, rows in zip(self.slices, results, strict=True):
-            for row, final_info, info in rows or ():
-                env_id = ids[row]
-                if final_info is not None:
-                    final = {"final_obs": self._blocks.final_obs[env_id].copy(), "final_info": final_info}
-                    infos = self._add_info(infos, final, env_id)
-                infos = self._add_info(infos, info, env_id)
-        return infos
-
-
-def _checked_mask(mask: Any, num_envs: int) -> np.ndarray:
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] is {type(mask).__name__}: must be a numpy array of bool")
-    if mask.shape != (num_envs,) or not mask.any():
-        raise ValueError(f"options['reset_mask'] has shape {mask.shape}: must be ({num_envs},) with at least one True")
-    return mask
+    def _check_same_step(self) -> None:
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise ParlError("begin, send and recv work with autoreset_mode=AutoresetMode.SAME_STEP only")

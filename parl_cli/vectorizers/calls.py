@@ -1,57 +1,68 @@
 """Calls to workers and their answers: who owes one, until when, and what happens when it does not come.
 
-A *worker* is a place where an `EnvGroup` lives: this thread, another thread, another process. `WorkerCalls` keeps the
-books; how a call gets there and an answer comes back is up to five hooks.
+A *section* is some consecutive envs that are stepped as one job: an `EnvGroup`. A *worker* is a place where sections
+live, `num_groups` in each: this thread, another thread, another process. `WorkerCalls` keeps the books; how a call
+gets to a section and an answer comes back is up to a few hooks.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import time
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 from parl_cli.errors import EnvError, WorkerError
 
-Reply = tuple[int, Any]  # (worker index, result, or the exception that was raised there)
+_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups, version 2: "microseconds period" or "max period"
+
+Reply = tuple[int, Any]  # (section, result, or the exception that was raised there)
 
 
 class WorkerCalls:
     """The part of a vectorizer that talks to its workers. Every wait in it has a deadline."""
 
-    slices: list[range]  # the env ids of each worker
+    slices: list[range]  # the env ids of each section
+    num_groups: int  # sections of each worker
     start_timeout_s: float
     step_timeout_s: float
 
-    def _init_calls(self, slices: list[range], start_timeout_s: float, step_timeout_s: float) -> None:
+    def _init_calls(self, slices: list[range], num_groups: int, start_timeout_s: float, step_timeout_s: float) -> None:
         self.slices = slices
+        self.num_groups = num_groups
         self.start_timeout_s = start_timeout_s
         self.step_timeout_s = step_timeout_s
         self._owed = [0] * len(slices)
         self._deadlines = [0.0] * len(slices)
         self._results: list[Any] = [None] * len(slices)
-        self._errors: dict[int, BaseException] = {}  # by worker, the first of each
+        self._errors: dict[int, BaseException] = {}  # by section, the first of each
         self._started = False
         self._unready = "no episode has begun: call begin() or reset() first"  # why no env can step; empty: they can
 
     # ---- hooks of the subclasses ----
 
     def _launch(self) -> None:
-        """Start the workers; the first answer of each is its `EnvDescription`."""
+        """Start the workers; the first answer of each section is its `EnvDescription`."""
         raise NotImplementedError
 
-    def _submit(self, worker: int, method: str, args: tuple) -> None:
-        """Ask a worker to call a method of its `EnvGroup`; returns at once."""
+    def _submit(self, section: int, method: str, args: tuple) -> None:
+        """Ask a section to call a method of its `EnvGroup`; returns at once."""
         raise NotImplementedError
 
     def _replies(self, timeout_s: float) -> list[Reply]:
-        """Some answers, waiting for the first of them; an empty list when the time is up."""
+        """Some answers, waiting for the first of them; an empty list when the time is up or a worker was replaced."""
         raise NotImplementedError
 
     def _abandon(self, worker: int) -> str:
         """Give up on a worker that does not answer; returns what became of it."""
         raise NotImplementedError
+
+    def _replace(self, worker: int, error: Exception) -> bool:
+        """Put a new worker in a failed one's place, if this vectorizer can and may; `error` is what happened."""
+        return False
 
     def _stop(self) -> list[str]:
         """End the workers and release what they hold, in bounded time; returns the faults of envs in `close`."""
@@ -70,81 +81,111 @@ class WorkerCalls:
     def _start(self) -> list[Any]:
         """Start the workers; the descriptions they give."""
         self._launch()
-        for worker in range(len(self.slices)):
-            self._expect(worker, self.start_timeout_s)
+        for section in range(len(self.slices)):
+            self._expect(section, self.start_timeout_s)
         descriptions = self._collect()
         self._started = True
         return descriptions
 
     def _call_all(self, method: str, *args: Any) -> list[Any]:
-        for worker in range(len(self.slices)):
-            self._call(worker, method, *args)
+        for section in range(len(self.slices)):
+            self._call(section, method, *args)
         return self._collect()
 
-    def _call(self, worker: int, method: str, *args: Any) -> None:
-        self._submit(worker, method, args)
-        self._expect(worker, self.step_timeout_s)
+    def _call(self, section: int, method: str, *args: Any) -> None:
+        self._expect(section, self.step_timeout_s)  # first: a worker found dead on the way is off the books
+        self._submit(section, method, args)
 
-    def _expect(self, worker: int, timeout_s: float) -> None:
-        self._owed[worker] += 1
-        self._deadlines[worker] = time.monotonic() + timeout_s
+    def _expect(self, section: int, timeout_s: float) -> None:
+        self._owed[section] += 1
+        self._deadlines[section] = time.monotonic() + timeout_s
 
     def _collect(self, timeout: float | None = None) -> list[Any]:
-        """Wait for every answer that is owed: the last result of each worker, or the first error."""
-        limit = float("inf") if timeout is None else time.monotonic() + timeout
+        """Wait for every answer that is owed: the last result of each section, or the first error."""
+        limit = math.inf if timeout is None else time.monotonic() + timeout
         while any(self._owed):
-            until = min(itertools.compress(self._deadlines, self._owed))
-            replies = self._replies(max(0.0, min(until, limit) - time.monotonic()))
-            for worker, result in replies:
-                self._owed[worker] -= 1
-                self._results[worker] = result
-                if isinstance(result, BaseException):
-                    self._errors.setdefault(worker, result)
-            if replies:
-                continue
-            if time.monotonic() >= until:
-                self._give_up()
-            if time.monotonic() >= limit:
-                raise TimeoutError(f"no answer from {sum(map(bool, self._owed))} workers within {timeout} s")
-        results, self._results = self._results, [None] * len(self.slices)
+            self._receive(limit)
         if self._errors:
             self._raise_error()
+        results, self._results = self._results, [None] * len(self.slices)
         return results
 
-    def _raise_error(self) -> NoReturn:
+    def _receive(self, limit: float) -> None:
+        """Take some answers in; TimeoutError when the clock passes `limit` first."""
+        until = min(itertools.compress(self._deadlines, self._owed))
+        replies = self._replies(max(0.0, min(until, limit) - time.monotonic()))
+        for section, result in replies:
+            if isinstance(result, Exception) and self._replace(section // self.num_groups, result):
+                return  # what else came from that worker is void
+            self._owed[section] -= 1
+            self._results[section] = result
+            if isinstance(result, BaseException):
+                self._errors.setdefault(section, result)
+            if self.num_groups > 1:
+                self._grant_time(section)
+        if replies:
+            return
+        if time.monotonic() >= until:
+            self._give_up()
+        elif time.monotonic() >= limit:
+            raise TimeoutError(
+                f"{sum(map(bool, self._owed))} of {len(self.slices)} groups of envs did not answer in time"
+            )
+
+    def _grant_time(self, section: int) -> None:
+        """A worker's sections wait for each other: the time of the next ones begins when one has answered."""
+        first = section // self.num_groups * self.num_groups
+        for other in range(first, first + self.num_groups):
+            if self._owed[other]:
+                self._deadlines[other] = max(self._deadlines[other], time.monotonic() + self.step_timeout_s)
+
+    def _raise_error(self) -> None:
         error = self._errors[min(self._errors)]  # not the first to come in, which is chance
         self._errors.clear()
+        self._results = [None] * len(self.slices)
         self._answered()
         self._unready = "the last call failed, so not all envs took it: call begin() or reset() first"
         raise error
 
-    def _give_up(self) -> NoReturn:
+    def _give_up(self) -> None:
         now = time.monotonic()
-        late = next(w for w, owed in enumerate(self._owed) if owed and self._deadlines[w] <= now)
+        late = next(s for s, owed in enumerate(self._owed) if owed and self._deadlines[s] <= now) // self.num_groups
         key = "step_timeout_s" if self._started else "start_timeout_s"
         fate = self._abandon(late)
         self._lose(late, f"did not answer within {key}={getattr(self, key):g}; {fate}")
 
-    def _lose(self, worker: int, what: str) -> NoReturn:
-        """A worker is gone, and so is the vectorizer."""
-        error = WorkerError(f"worker {worker} ({span(self.slices[worker])}) {what}")
+    def _lose(self, worker: int, what: str) -> None:
+        """A worker is gone; where it cannot be replaced, so is the vectorizer: raises WorkerError."""
+        error = WorkerError(f"worker {worker} ({span(self._envs_of(worker))}) {what}")
+        if self._replace(worker, error):
+            return
         with contextlib.suppress(EnvError):  # an env that complains while it is closed is not the news
             self.close()
         raise error
 
+    def _sections_of(self, worker: int) -> range:
+        return range(worker * self.num_groups, (worker + 1) * self.num_groups)
 
-def split(num_envs: int, num_workers: int) -> list[range]:
-    """Contiguous ranges of env ids, one per worker, sizes differing by at most one; never an empty one."""
-    num_workers = min(num_workers, num_envs)
-    bounds = [num_envs * worker // num_workers for worker in range(num_workers + 1)]
+    def _envs_of(self, worker: int) -> range:
+        sections = self._sections_of(worker)
+        return range(self.slices[sections.start].start, self.slices[sections.stop - 1].stop)
+
+
+def split(num_envs: int, num_parts: int) -> list[range]:
+    """Contiguous ranges of env ids, sizes differing by at most one; never an empty one."""
+    num_parts = min(num_parts, num_envs)
+    bounds = [num_envs * part // num_parts for part in range(num_parts + 1)]
     return [range(low, high) for low, high in itertools.pairwise(bounds)]
 
 
 def available_cores() -> int:
-    """Cores this process may run on: its affinity where the system has one, else all."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Cores this process may use: its affinity where the system has one, else all; fewer where a container says so."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = _CPU_QUOTA.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return cores
 
 
 def span(ids: range) -> str:

@@ -27,6 +27,7 @@ EpisodeSeed = Callable[[int, int], int]  # (env id, episode number) -> reset see
 RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode ended and was reset, info)
 
 _ENV_FAULTS = (Exception, SystemExit)  # an env may not end the process, but Ctrl-C may
+_ALL: Any = slice(None)
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
@@ -82,6 +83,8 @@ class EnvGroup:
         self._steps = [env.step for env in self.envs]
         self._item = blocks.obs.shape[1:]
         self._dtype = blocks.obs.dtype
+        # rows behind each other along the item's first axis, so that one concatenate writes them all
+        self._joined = blocks.obs.reshape(-1, *self._item[1:])
         self._scalar_actions = num_agents is None and isinstance(self.description.action_space, spaces.Discrete)
         self._infos: list[dict] = [{}] * n
         self._seeds: list[int | None] = [None] * n
@@ -172,20 +175,50 @@ class EnvGroup:
             raise EnvError(faults[0])
 
     def _step_envs(self, rows: Sequence[int], actions: Any) -> None:
-        """The hot loop. Lookups are hoisted, and an array is only looked at closely where it is not as declared."""
-        blocks = self._blocks
-        obs_block, rewards, terminated, truncated = blocks.obs, blocks.reward, blocks.terminated, blocks.truncated
-        steps, infos, item, dtype, array = self._steps, self._infos, self._item, self._dtype, np.ndarray
-        row = -1
-        action = None
+        """The hot loop: it does nothing but step; what the envs gave is written for all of them at once."""
+        steps = self._steps
+        results: list[tuple] = []
+        keep = results.append
         try:
             for row, action in zip(rows, actions, strict=True):
-                obs, rewards[row], terminated[row], truncated[row], infos[row] = steps[row](action)
-                if type(obs) is not array or obs.shape != item or obs.dtype is not dtype:
-                    obs = self._conform(obs)  # numpy would broadcast a wrong shape in silence
-                obs_block[row] = obs
+                keep(steps[row](action))
         except _ENV_FAULTS as error:
-            self._fail(row, "failed in step", error, action)
+            j = len(results)
+            self._fail(rows[j], "failed in step", error, actions[j])
+        try:
+            self._write_all(rows, results)
+        except _ENV_FAULTS:  # one of them broke its contract: say which
+            self._write_each(rows, results, actions)
+
+    def _write_all(self, rows: Sequence[int], results: list[tuple]) -> None:
+        """Write what envs returned into their rows; any error if one of them is not as declared."""
+        blocks, height = self._blocks, self._item[0] if self._item else 0
+        obs, rewards, terminated, truncated, infos = zip(*results, strict=True)
+        if not height or list(map(len, obs)).count(height) != len(obs):
+            raise ValueError("not an array each")
+        if isinstance(rows, range):
+            where, joined = _ALL, self._joined
+            self._infos = list(infos)
+        else:
+            where, joined = rows, np.empty_like(self._joined[: len(obs) * height])
+            for row, info in zip(rows, infos, strict=True):
+                self._infos[row] = info
+        np.concatenate(obs, out=joined)  # checks the other axes and the dtypes
+        if joined is not self._joined:
+            blocks.obs[where] = joined.reshape(-1, *self._item)
+        blocks.reward[where] = rewards
+        blocks.terminated[where] = terminated
+        blocks.truncated[where] = truncated
+
+    def _write_each(self, rows: Sequence[int], results: list[tuple], actions: Any) -> None:
+        """The same env by env: slower, and an error names its env."""
+        blocks = self._blocks
+        for row, result, action in zip(rows, results, actions, strict=True):
+            try:
+                obs, blocks.reward[row], blocks.terminated[row], blocks.truncated[row], self._infos[row] = result
+                blocks.obs[row] = self._conform(obs)
+            except _ENV_FAULTS as error:
+                self._fail(row, "failed in step", error, action)
 
     def _step_agents(self, rows: Sequence[int], actions: Any) -> None:
         """The same for multi-agent envs: every field has an agent axis, and its shape is checked."""

@@ -52,7 +52,7 @@ class SerialVectorizer(Vectorizer):
     def _launch(self) -> None:
         self._jobs.append(("", ()))  # making the envs is the first job
 
-    def _submit(self, worker: int, method: str, args: tuple) -> None:
+    def _submit(self, section: int, method: str, args: tuple) -> None:
         self._jobs.append((method, args))
 
     def _replies(self, timeout_s: float) -> list[Reply]:

@@ -17,11 +17,10 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection as mp_connection
 from multiprocessing import resource_tracker, util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import cloudpickle
 from gymnasium.vector import AutoresetMode
@@ -35,9 +34,11 @@ from parl_cli.vectorizers.blocks import Blocks, Layout, buffer_size
 from parl_cli.vectorizers.calls import Reply, available_cores, span
 from parl_cli.vectorizers.group import EpisodeSeed
 from parl_cli.vectorizers.shared import SharedMemory
+from parl_cli.vectorizers.waiting import Waiter
 
 _CLOSE_TIMEOUT_S = 3.0
 _KILL_TIMEOUT_S = 2.0
+_STACK_TIMEOUT_S = 0.2
 
 
 class SubprocessVectorizer(Vectorizer):
@@ -53,6 +54,8 @@ class SubprocessVectorizer(Vectorizer):
         step_timeout_s: float = option(
             60.0, "seconds a worker may take for one step of its envs; then it is killed", gt=0
         )
+        max_restarts: int = option(0, "workers that may fail and be replaced; their envs begin new episodes", ge=0)
+        spin_us: float = option(0.0, "microseconds to wait awake before sleeping; pays with idle cores only", ge=0)
         context: Literal["spawn", "forkserver"] = option("spawn", "how workers start; forkserver is not on Windows")
 
     def __init__(
@@ -64,14 +67,19 @@ class SubprocessVectorizer(Vectorizer):
         num_workers: int | None = None,
         start_timeout_s: float = 120.0,
         step_timeout_s: float = 60.0,
+        max_restarts: int = 0,
+        spin_us: float = 0.0,
         context: str = "spawn",
+        **parts: Any,
     ) -> None:
         allowed = {"spawn", "forkserver"} & set(multiprocessing.get_all_start_methods())
         if context not in allowed:
             raise ConfigError(f"vectorizer.context={context}: {suggest(context, allowed)}")
         self._context: Any = multiprocessing.get_context(context)
+        self._spin_us = spin_us
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
+        self._waiters: list[Waiter] = []  # one per worker
         self._memory: SharedMemory | None = None
         # multiprocessing waits at exit, without a limit, for processes that still run; this comes first
         self._finalizer = util.Finalize(self, _end, (self._processes, self._connections), exitpriority=10)
@@ -82,29 +90,43 @@ class SubprocessVectorizer(Vectorizer):
             episode_seed=episode_seed,
             start_timeout_s=start_timeout_s,
             step_timeout_s=step_timeout_s,
+            max_restarts=max_restarts,
+            **parts,
         )
 
     def _launch(self) -> None:
-        payloads = [self._payload(ids) for ids in self.slices]
-        with _one_thread_each(), _signals_held():
-            for index, payload in enumerate(payloads):
-                ours, theirs = self._context.Pipe()
-                # not daemonic: an env may start processes of its own
-                process = self._context.Process(
-                    target=protocol.main, args=(theirs, payload), name=f"parl-envs-{index}", daemon=False
-                )
-                process.start()
-                theirs.close()  # or this process would hold the pipe open, and never read end-of-file
-                self._processes.append(process)
-                self._connections.append(ours)
+        payloads = [self._payload(worker) for worker in range(len(self.slices) // self.num_groups)]
+        for worker, payload in enumerate(payloads):
+            process, connection = self._start_process(worker, payload)
+            self._processes.append(process)
+            self._connections.append(connection)
+            self._waiters.append(Waiter([connection, process.sentinel], self._spin_us))
+        self._waiter_of_all = self._wait_for_all()
 
-    def _payload(self, ids: range) -> bytes:
-        make = (self.env_fns[ids.start : ids.stop], ids.start, self.autoreset_mode, self.episode_seed)
+    def _start_process(self, worker: int, payload: bytes) -> tuple[BaseProcess, Connection]:
+        with _one_thread_each(), _signals_held():
+            ours, theirs = self._context.Pipe()
+            # not daemonic: an env may start processes of its own
+            process = self._context.Process(
+                target=protocol.main, args=(theirs, payload), name=f"parl-envs-{worker}", daemon=False
+            )
+            process.start()
+            theirs.close()  # or this process would hold the pipe open, and never read end-of-file
+        return process, ours
+
+    def _wait_for_all(self) -> Waiter:
+        return Waiter([*self._connections, *(process.sentinel for process in self._processes)], self._spin_us)
+
+    def _payload(self, worker: int) -> bytes:
+        sections = [self.slices[section] for section in self._sections_of(worker)]
+        makes = [
+            (self.env_fns[ids.start : ids.stop], ids.start, self.autoreset_mode, self.episode_seed) for ids in sections
+        ]
         try:
-            return cloudpickle.dumps(make)
+            return cloudpickle.dumps((makes, self._spin_us))
         except Exception as error:
             raise ConfigError(
-                f"{span(ids)}: the factories or episode_seed cannot be sent to a process "
+                f"{span(self._envs_of(worker))}: the factories or episode_seed cannot be sent to a process "
                 f"({type(error).__name__}: {error}); use vectorizer=serial or vectorizer=thread"
             ) from None
 
@@ -112,66 +134,88 @@ class SubprocessVectorizer(Vectorizer):
         self._memory = SharedMemory(buffer_size(layout))
         return Blocks.over(self._memory.buffer, layout)
 
-    def _attach(self, worker: int, layout: Layout) -> None:
+    def _attach(self, section: int) -> None:
         assert self._memory is not None
-        self._submit(worker, "attach", (self._memory.size, layout, self.slices[worker]))
+        worker = section // self.num_groups
+        self._submit(section, "attach", (self._memory.size, self._layout, self.slices[section]))
         try:
             self._memory.send(self._connections[worker], self._processes[worker].pid)
         except OSError:
             self._report_death(worker)
-        if worker == len(self.slices) - 1:
+        if section == len(self.slices) - 1 and not self.max_restarts:
             self._memory.close_file()
 
-    def _submit(self, worker: int, method: str, args: tuple) -> None:
+    def _relaunch(self, worker: int) -> None:
+        process, connection = self._processes[worker], self._connections[worker]
+        process.kill()
+        process.join(_KILL_TIMEOUT_S)
+        connection.close()
+        process, connection = self._start_process(worker, self._payload(worker))
+        self._processes[worker], self._connections[worker] = process, connection
+        self._waiters[worker] = Waiter([connection, process.sentinel], self._spin_us)
+        self._waiter_of_all = self._wait_for_all()
+
+    def _submit(self, section: int, method: str, args: tuple) -> None:
+        worker, index = divmod(section, self.num_groups)
         if method == "step" and args == (None, False):
-            message = protocol.STEP
+            message = bytes((protocol.STEP, index))
         else:
-            message = protocol.CALL + cloudpickle.dumps((method, args))
+            message = bytes((protocol.CALL, index)) + cloudpickle.dumps((method, args))
         try:
             self._connections[worker].send_bytes(message)
         except OSError:
             self._report_death(worker)
 
     def _replies(self, timeout_s: float) -> list[Reply]:
-        waiting: dict[Any, int] = {}
-        for worker, owed in enumerate(self._owed):
-            if owed:
-                waiting[self._connections[worker]] = worker
-                waiting[self._processes[worker].sentinel] = worker
-        ready = set(mp_connection.wait(list(waiting), timeout_s))
+        # in lock-step all must answer, so one is waited for at a time: this process is woken less often
+        late = [section // self.num_groups for section, owed in enumerate(self._owed) if owed]
+        one = self.batch_size == self.num_envs
+        ready = (self._waiters[late[0]] if one else self._waiter_of_all).wait(timeout_s)
         replies = []
-        for worker in sorted({waiting[source] for source in ready}):
+        for worker in sorted(set(late[:1] if one else late)):
             connection = self._connections[worker]
-            # only its sentinel spoke: it is dead, but its last words may have come since and count
-            if connection not in ready and not _has_more(connection):
-                self._report_death(worker)
-            replies.append(self._read(worker))
-        return replies
+            if connection in ready:
+                replies.append(self._read(worker))
+            elif self._processes[worker].sentinel in ready:
+                # it is dead, but its last words may have come since, and count
+                if _has_more(connection):
+                    replies.append(self._read(worker))
+                else:
+                    self._report_death(worker)
+        return [reply for reply in replies if reply is not None]
 
-    def _read(self, worker: int) -> Reply:
+    def _read(self, worker: int) -> Reply | None:
         try:
             message = self._connections[worker].recv_bytes()
         except (EOFError, OSError):
             self._report_death(worker)
-        kind, body = message[:1], message[1:]
+            return None
+        kind, section = message[0], worker * self.num_groups + message[1]
         if kind == protocol.DONE:
-            return worker, None
+            return section, None
         if kind == protocol.RESULT:
-            return worker, pickle.loads(body)
-        name, _, text = body.decode().partition("\n")
+            return section, pickle.loads(message[2:])
+        name, _, text = message[2:].decode().partition("\n")
         if name == "WorkerError":
-            text = f"worker {worker} ({span(self.slices[worker])}) {text}"
-        return worker, getattr(errors, name)(text)
+            text = f"worker {worker} ({span(self._envs_of(worker))}) {text}"
+        return section, getattr(errors, name)(text)
 
-    def _report_death(self, worker: int) -> NoReturn:
+    def _report_death(self, worker: int) -> None:
         process = self._processes[worker]
         process.join(_KILL_TIMEOUT_S)
         when = "" if self._started else " before it was ready"
         self._lose(worker, _cause_of_death(process.exitcode) + when)
 
     def _abandon(self, worker: int) -> str:
-        self._processes[worker].kill()
-        return "it was killed"
+        process = self._processes[worker]
+        fate = "it was killed"
+        if protocol.STACK_SIGNAL is not None and self._started and process.pid is not None:
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, protocol.STACK_SIGNAL)  # it writes to its standard error where it is
+                process.join(_STACK_TIMEOUT_S)
+                fate += "; above is where it was"
+        process.kill()
+        return fate
 
     def _stop(self) -> list[str]:
         if self._memory is not None:
@@ -184,7 +228,7 @@ def _end(processes: list[BaseProcess], connections: list[Connection]) -> list[st
     faults = []
     for connection in connections:
         with contextlib.suppress(OSError):  # it is dead already
-            connection.send_bytes(protocol.CALL + pickle.dumps(("close", ())))
+            connection.send_bytes(bytes((protocol.CALL, 0)) + pickle.dumps(("close", ())))
     deadline = time.monotonic() + _CLOSE_TIMEOUT_S
     for process, connection in zip(processes, connections, strict=False):
         faults += _last_words(connection, deadline)
@@ -214,8 +258,8 @@ def _last_words(connection: Connection, deadline: float) -> list[str]:
     with contextlib.suppress(EOFError, OSError):
         while connection.poll(max(0.0, deadline - time.monotonic())):
             message = connection.recv_bytes()
-            if message[:1] == protocol.ERROR and b"failed in close" in message.partition(b"\n\n")[0]:
-                faults.append(message[1:].decode().partition("\n")[2])
+            if message[0] == protocol.ERROR and b"failed in close" in message.partition(b"\n\n")[0]:
+                faults.append(message[2:].decode().partition("\n")[2])
     return faults
 
 

@@ -77,8 +77,8 @@ class ThreadVectorizer(Vectorizer):
         # the threads hold no reference to the vectorizer, so one that is dropped unclosed ends them
         weakref.finalize(self, _send_home, self._inboxes)
 
-    def _submit(self, worker: int, method: str, args: tuple) -> None:
-        self._inboxes[worker].put((method, args))
+    def _submit(self, section: int, method: str, args: tuple) -> None:
+        self._inboxes[section].put((method, args))
 
     def _replies(self, timeout_s: float) -> list[Reply]:
         try:

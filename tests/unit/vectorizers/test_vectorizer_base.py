@@ -31,7 +31,8 @@ def test_yaml_config_and_constructor_name_the_same_options(name):
     options = {f.name: f.default for f in dataclasses.fields(cls.Config) if f.name != "name"}
     parameters = inspect.signature(cls.__init__).parameters
     shared = {"self", "env_fns", "autoreset_mode", "episode_seed"}
-    assert {key: p.default for key, p in parameters.items() if key not in shared} == options
+    named = {key: p for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+    assert {key: p.default for key, p in named.items() if key not in shared} == options
 
 
 @IN_PROCESS
@@ -151,7 +152,7 @@ def test_recv_times_out_and_can_be_called_again():
     vectorizer = make(ThreadVectorizer, [lambda: SleepEnv(step_s=0.1)])
     vectorizer.begin()
     vectorizer.send(np.zeros(1, int))
-    with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+    with pytest.raises(TimeoutError, match="1 of 1 groups of envs did not answer in time"):
         vectorizer.recv(timeout=0.01)
     assert vectorizer.recv().obs.tolist() == [[0, 0, 1]]
     vectorizer.close()

@@ -1,0 +1,132 @@
+"""Gymnasium's face of a vectorizer: what `gymnasium.vector.VectorEnv` promises, in each of its autoreset modes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+
+from parl_cli.errors import ParlError
+from parl_cli.vectorizers.blocks import Blocks
+from parl_cli.vectorizers.calls import WorkerCalls
+from parl_cli.vectorizers.group import RowInfo
+
+
+class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium lets close take anything
+    """Behaves like `gymnasium.vector.SyncVectorEnv`, wherever the envs live."""
+
+    _blocks: Blocks
+    _lost: np.ndarray
+
+    def _dispatch(self, actions: Any, env_ids: np.ndarray | None, want_infos: bool = False) -> None:
+        """Write the actions into the block and let the envs step."""
+        raise NotImplementedError
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Reset all envs, or those in `options["reset_mask"]` (bool [N]).
+
+        Args:
+            seed: env i gets seed + i, or its own of a list; None: `episode_seed` decides.
+            options: handed to every env, without `reset_mask`.
+
+        Returns:
+            (obs [N(, A), *item], infos).
+        """
+        self._check_idle()
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        seeds = [None] * self.num_envs if seeds is None else list(seeds)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for num_envs={self.num_envs}: give one per env")
+        mask = np.ones(self.num_envs, np.bool_)
+        if options is not None and "reset_mask" in options:
+            mask = _checked_mask(options["reset_mask"], self.num_envs)
+            options = {key: value for key, value in options.items() if key != "reset_mask"}
+        if self._unready and not mask.all():
+            raise ParlError(self._unready)
+        for section, ids in enumerate(self.slices):
+            rows = mask[ids.start : ids.stop].nonzero()[0].tolist()
+            if rows:
+                self._call(section, "reset", rows, [seeds[ids[row]] for row in rows], options)
+        infos = self._merge_infos(self._collect())
+        self._unready = ""
+        return self._blocks.obs.copy(), infos
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all envs once.
+
+        Returns:
+            (obs [N(, A), *item], reward float64, terminated, truncated [N(, A)], infos), all copies. In infos each key
+            has an array over envs and a mask under `_key`; SAME_STEP adds `final_obs` and `final_info`;
+            `lost` (bool [N]) is there when a worker was replaced: those envs begin a new episode.
+        """
+        self._dispatch(actions, None, want_infos=True)
+        infos = self._merge_infos(self._collect())
+        self._answered()
+        blocks = self._blocks
+        obs, reward = blocks.obs.copy(), blocks.reward.copy()
+        terminated, truncated = blocks.terminated.copy(), blocks.truncated.copy()
+        if self._lost.any():  # their workers were replaced: the old episode has no end, only a new one begins
+            reward[self._lost], terminated[self._lost], truncated[self._lost] = 0.0, False, True
+            infos["lost"] = self._lost.copy()
+            self._lost[:] = False
+        return obs, reward, terminated, truncated, infos
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Call a method of every env (or read an attribute); one result per env."""
+        self._check_idle()
+        return tuple(result for results in self._call_all("call", name, args, kwargs) for result in results)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Read an attribute of every env."""
+        return self.call(name)
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of every env: a list or tuple has one value per env, anything else is for all."""
+        self._check_idle()
+        each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
+        if len(each) != self.num_envs:
+            raise ValueError(f"{len(each)} values for num_envs={self.num_envs}: give one per env, or one for all")
+        for section, ids in enumerate(self.slices):
+            self._call(section, "set_attr", name, each[ids.start : ids.stop])
+        self._collect()
+
+    def render(self) -> tuple[Any, ...]:
+        """Every env's frame."""
+        return self.call("render")
+
+    @property  # type: ignore[misc]
+    def np_random(self) -> Any:
+        """Every env's random generator (a copy, where the envs live in other processes)."""
+        return self.get_attr("np_random")
+
+    @property
+    def np_random_seed(self) -> Any:
+        """The seed of every env's random generator."""
+        return self.get_attr("np_random_seed")
+
+    def _check_idle(self) -> None:
+        raise NotImplementedError
+
+    def _merge_infos(self, results: list[list[RowInfo] | None]) -> dict[str, Any]:
+        """Gymnasium's dict of arrays from what each section's envs had to tell."""
+        infos: dict[str, Any] = {}
+        for ids, rows in zip(self.slices, results, strict=True):
+            for row, final_info, info in rows or ():
+                env_id = ids[row]
+                if final_info is not None:
+                    final = {"final_obs": self._blocks.final_obs[env_id].copy(), "final_info": final_info}
+                    infos = self._add_info(infos, final, env_id)
+                infos = self._add_info(infos, info, env_id)
+        return infos
+
+
+def _checked_mask(mask: Any, num_envs: int) -> np.ndarray:
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise TypeError(f"options['reset_mask'] is {type(mask).__name__}: must be a numpy array of bool")
+    if mask.shape != (num_envs,) or not mask.any():
+        raise ValueError(f"options['reset_mask'] has shape {mask.shape}: must be ({num_envs},) with at least one True")
+    return mask
