@@ -90,6 +90,7 @@ class Rollout:
     final_state: Tensor | None = None  # [K(, A), S]: recurrent state with which final_obs is read
     extras: dict[str, Tensor] = field(default_factory=dict)  # [T, N(, A), *]: whatever the policy returned
     episodes: list[Episode] = field(default_factory=list)  # finished while these columns were filled
+    dropped_steps: int = 0  # env steps that were thrown away, as too old or lost, since the rollout before
 
     @property
     def num_env_steps(self) -> int:

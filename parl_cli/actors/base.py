@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -32,14 +33,21 @@ class Actor:
         vectorizer: in same-step mode, with episode seeds.
         policy: see `parl_cli.types.Policy`.
         num_steps: T.
-        noise_key: 64-bit key of this actor's noise.
+        noise_key: 64-bit key of the noise of all actors.
+        first_env: what this actor's env 0 is called in the whole run.
+
+    Attributes:
+        version: of the policy's weights; written into the steps that they choose.
+        on_step: called with the number of envs that answered, after every answer; what it raises ends the rollout.
     """
 
-    def __init__(self, vectorizer: Any, policy: Any, *, num_steps: int, noise_key: int) -> None:
+    def __init__(self, vectorizer: Any, policy: Any, *, num_steps: int, noise_key: int, first_env: int = 0) -> None:
         self.vectorizer = vectorizer
         self.policy = policy
         self.num_steps = num_steps
         self.noise_key = noise_key
+        self.first_env = first_env
+        self.on_step: Callable[[int], None] | None = None
         self.version = 0
         self.watch = Stopwatch()
         self.num_envs = vectorizer.num_envs
@@ -58,8 +66,23 @@ class Actor:
         if policy.state_size:
             self._state = np.zeros((self.num_envs, *self._agents, policy.state_size), np.float32)
 
-    def collect(self) -> Rollout:
-        """The next rollout of `num_envs` columns."""
+    @property
+    def acted(self) -> np.ndarray:
+        """[N] uint64: actions ever taken in each env."""
+        return self._acted
+
+    def begin(self, episode_numbers: np.ndarray, acted: np.ndarray) -> None:
+        """Begin the given episode in every env, as the actor of a run in which actions were taken before.
+
+        Args:
+            episode_numbers: [N] whole numbers.
+            acted: [N] uint64, where the noise goes on.
+        """
+        self._acted = acted.copy()
+        self._begin(episode_numbers)
+
+    def collect(self, out: Mapping[str, np.ndarray] | None = None) -> Rollout:
+        """The next rollout of `num_envs` columns, in new arrays or in those of `out`; see `ColumnBuffer.take`."""
         if not self._obs.size:
             self._begin(np.zeros(self.num_envs, np.int64))
         while len(self._full) < self.num_envs:
@@ -69,7 +92,7 @@ class Actor:
         columns = np.array(self._full[: self.num_envs])
         self._full = self._full[self.num_envs :]
         episodes, self._episodes = self._episodes, []
-        return self._columns.take(columns, episodes)
+        return self._columns.take(columns, episodes, out)
 
     def _begin(self, episode_numbers: np.ndarray) -> None:
         self._obs = np.array(self.vectorizer.begin(episode_numbers))
@@ -115,13 +138,13 @@ class Actor:
     def _open_columns(self, envs: np.ndarray) -> None:
         columns = self._columns.open(len(envs))
         self._column[envs] = columns
-        self._columns.write_head("env_id", columns, envs)
+        self._columns.write_head("env_id", columns, envs + self.first_env)
         if self._state is not None:
             self._columns.write_head("state", columns, self._state[envs])
         steps = self._acted[envs] + np.arange(self.num_steps, dtype=np.uint64)[:, None]
         shape = (*self._agents, self.policy.noise_dim)
         period = np.uint64(self.policy.noise_period)
-        noise = uniform(self.noise_key, envs, steps // period, int(np.prod(shape)))
+        noise = uniform(self.noise_key, envs + self.first_env, steps // period, int(np.prod(shape)))
         self._columns.write_whole("noise", columns, noise.reshape(self.num_steps, len(envs), *shape))
 
     def _place(self, envs: np.ndarray) -> tuple[Any, Any]:
@@ -158,13 +181,15 @@ class Actor:
             self._column[full] = -1
         self._ready = np.concatenate([self._ready, envs]) if self._ready.size else envs.copy()
         self.watch.add("act", perf_counter() - answered)
+        if self.on_step is not None:
+            self.on_step(len(envs))
 
     def _end_episodes(self, step: EnvStep) -> None:
         for k, env in enumerate(step.env_ids[step.ended].tolist()):
             state = None if self._state is None else self._state[env].copy()
             self._columns.add_final(int(self._column[env]), int(self._t[env]), step.final_obs[k].copy(), state)
             episode_return = float(np.mean(step.episode_return[k]))
-            self._episodes.append(Episode(env, episode_return, int(step.episode_length[k])))
+            self._episodes.append(Episode(self.first_env + env, episode_return, int(step.episode_length[k])))
             self._tails.end_episode(env)
 
     def state_dict(self) -> dict[str, Any]:
@@ -203,11 +228,11 @@ class Actor:
         numbers = arrays["episode_numbers"]
         for name in ("acted", "episode_numbers", "tail_lengths"):
             _check_like(name, arrays[name], np.zeros(self.num_envs, np.int64))
-        self._acted = arrays["acted"].astype(np.uint64)
+        acted = arrays["acted"].astype(np.uint64)
         if not replay:
-            self._begin(numbers + 1)
+            self.begin(numbers + 1, acted)
             return
-        self._begin(numbers)
+        self.begin(numbers, acted)
         _check_like("obs", arrays["obs"], self._obs)
         _check_like("is_first", arrays["is_first"], self._is_first)
         if self._state is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from parl_cli.types import Episode, Rollout
+
+FINALS = ("final_index", "final_obs", "final_state")  # fields with a row per episode that ended
 
 
 class ColumnBuffer:
@@ -66,26 +68,36 @@ class ColumnBuffer:
         """Keep what the last step of an episode led to, and the recurrent state it is read with."""
         self._finals.setdefault(column, []).append((t, obs, state))
 
-    def take(self, columns: np.ndarray, episodes: list[Episode]) -> Rollout:
-        """Copy full columns out as a Rollout and free them."""
+    def take(
+        self, columns: np.ndarray, episodes: list[Episode], out: Mapping[str, np.ndarray] | None = None
+    ) -> Rollout:
+        """Copy full columns out as a Rollout and free them.
+
+        Args:
+            columns: [N], which.
+            episodes: those that finished while they were filled.
+            out: arrays to copy into, by field, as `as_rollout` wants them; None: new ones.
+        """
         # np.take: v[:, columns] would give column-major blocks, twice as slow to make and to flatten afterwards
-        fields = {k: torch.from_numpy(np.take(v, columns, axis=1)) for k, v in self._fields.items()}
-        heads = {k: torch.from_numpy(v[columns]) for k, v in self._heads.items()}
+        arrays = {
+            name: np.take(block, columns, axis=axis, out=None if out is None else out[name], mode="clip")
+            for blocks, axis in ((self._fields, 1), (self._heads, 0))
+            for name, block in blocks.items()
+            if name != "noise"
+        }
         finals = [(t, n, *rest) for n, c in enumerate(columns.tolist()) for t, *rest in self._finals.pop(c, [])]
-        last_obs = heads["last_obs"]
-        state = heads.get("state")
+        ends = {
+            "final_index": np.array([(t, n) for t, n, *_ in finals], np.int64).reshape(-1, 2),
+            "final_obs": _stack([obs for _, _, obs, _ in finals], arrays["last_obs"]),
+        }
+        if "state" in arrays:
+            ends["final_state"] = _stack([state for *_, state in finals], arrays["state"])
+        if out is not None:
+            for name, rows in ends.items():
+                out[name][: len(finals)] = rows
+            ends = {name: out[name] for name in ends}
         self._free.extend(columns[::-1].tolist())
-        known = {f.name for f in dataclasses.fields(Rollout)}
-        return Rollout(
-            **{name: fields[name] for name in fields if name in known},
-            **{name: heads[name] for name in ("env_id", "last_obs", "last_is_first")},
-            final_index=torch.tensor([(t, n) for t, n, *_ in finals], dtype=torch.int64).reshape(-1, 2),
-            final_obs=_stack([obs for _, _, obs, _ in finals], last_obs),
-            state=state,
-            final_state=None if state is None else _stack([s for *_, s in finals], state),
-            extras={name: fields[name] for name in fields if name not in known and name != "noise"},
-            episodes=episodes,
-        )
+        return as_rollout(arrays | ends, len(finals), episodes)
 
     def _grow(self) -> None:
         extra = self._capacity
@@ -96,10 +108,27 @@ class ColumnBuffer:
         self._capacity += extra
 
 
-def _stack(rows: list[Any], like: Tensor) -> Tensor:
-    if not rows:
-        return like[:0].clone()
-    return torch.from_numpy(np.stack(rows))
+def _stack(rows: list[Any], like: np.ndarray) -> np.ndarray:
+    return np.stack(rows) if rows else like[:0].copy()
+
+
+def as_rollout(arrays: Mapping[str, np.ndarray], num_finals: int, episodes: list[Episode]) -> Rollout:
+    """A Rollout over arrays, without copying them.
+
+    Args:
+        arrays: by name of the field; names that a Rollout does not have are extras.
+        num_finals: K, the rows of `final_index`, `final_obs` and `final_state` that count.
+        episodes: those that finished in it.
+    """
+    known = {f.name for f in dataclasses.fields(Rollout)}
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(array[:num_finals] if name in FINALS else array) for name, array in arrays.items()
+    }
+    return Rollout(
+        **{name: tensor for name, tensor in tensors.items() if name in known},
+        extras={name: tensor for name, tensor in tensors.items() if name not in known},
+        episodes=episodes,
+    )
 
 
 def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
@@ -117,6 +146,8 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
             merged[spec.name] = {k: torch.cat([p[k] for p in parts], dim=1) for k in parts[0]}
         elif spec.name == "episodes":
             merged[spec.name] = [episode for p in parts for episode in p]
+        elif spec.name == "dropped_steps":
+            merged[spec.name] = sum(parts)
         elif parts[0] is None:
             merged[spec.name] = None
         else:

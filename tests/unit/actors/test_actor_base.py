@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from parl_cli.actors.base import Actor
 from parl_cli.actors.inline import InlineActors
+from parl_cli.buffers.rollouts import concatenate
 from parl_cli.envs.toy import CountingEnv, IrreproducibleEnv, TwoAgentEnv, counting_length
 from parl_cli.errors import EnvError
 from parl_cli.functional.noise import uniform
@@ -147,3 +149,50 @@ def test_without_replay_every_env_begins_its_next_episode():
     assert torch.equal(state["acted"], steps)
     noise = torch.from_numpy(uniform(7, rollout.env_id.numpy(), steps.numpy(), 1))
     assert torch.equal(heir.policy.act(rollout.obs[0], None, rollout.is_first[0], noise).action, rollout.action[0])
+
+
+def shares(num_envs=4, num_actors=2, first=0):
+    """Actors that share the envs of one run between them, and what each is in it."""
+    share = num_envs // num_actors
+    actors = []
+    for low in range(first, first + num_envs, share):
+        policy = make_policy(EnvSpec("probe", CountingEnv().observation_space, CountingEnv().action_space))
+        vectorizer = make_vectorizer([CountingEnv] * share, episode_seed=lambda env, k, low=low: 1000 * (low + env) + k)
+        actors.append(Actor(vectorizer, policy, num_steps=5, noise_key=7, first_env=low))
+    return actors
+
+
+def test_envs_do_the_same_whoever_of_several_actors_owns_them():
+    [whole] = shares(num_actors=1)
+    parts = shares(num_actors=2)
+    for _ in range(4):
+        expected, rollout = whole.collect(), concatenate([actor.collect() for actor in parts])
+        assert torch.equal(rollout.env_id, expected.env_id)
+        assert torch.equal(rollout.obs, expected.obs)
+        assert torch.equal(rollout.action, expected.action)
+        by_env = {(e.env_id, e.length) for e in rollout.episodes}
+        assert by_env == {(e.env_id, e.length) for e in expected.episodes}
+
+
+def test_an_actor_begins_where_another_ended():
+    actor = actor_of()
+    actor.begin(np.array([4, 5, 6]), np.full(N, 10, np.uint64))
+    rollout = actor.collect()
+    noise = torch.from_numpy(uniform(7, rollout.env_id.numpy(), np.arange(10, 15, dtype=np.uint64)[:, None], 1))
+    assert torch.equal(actor.policy.act(rollout.obs, None, rollout.is_first, noise).action, rollout.action)
+    assert (actor.vectorizer.episode_numbers >= [4, 5, 6]).all()
+    assert actor.acted.tolist() == [15] * N
+
+
+def test_every_answer_is_told_and_whoever_is_told_may_end_the_rollout():
+    actor, told = actor_of(), []
+    actor.on_step = told.append
+    actor.collect()
+    assert told == [N] * 5
+
+    def stop(rows):
+        raise KeyError
+
+    actor.on_step = stop
+    with pytest.raises(KeyError):
+        actor.collect()

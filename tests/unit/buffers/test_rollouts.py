@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from parl_cli.buffers.rollouts import ColumnBuffer, concatenate, to_device
+from parl_cli.buffers.rollouts import FINALS, ColumnBuffer, concatenate, to_device
 from parl_cli.types import Episode
 from tests.helpers.rollouts import clone, random_rollout, spec_of
 from tests.helpers.stubs import make_policy
@@ -142,6 +142,32 @@ def test_what_the_policy_returns_goes_to_extras_and_noise_is_dropped():
     assert rollout.episodes == episodes
 
 
+def test_columns_are_copied_into_arrays_that_are_given():
+    taken = []
+    for given in (False, True):
+        buffer = ColumnBuffer(T, 2, ())
+        columns = buffer.open(2)
+        fill(buffer, columns)
+        fill(buffer, columns, "log_prob")
+        finish(buffer, columns)
+        buffer.write_head("state", columns, np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
+        buffer.add_final(1, 1, np.array(5), np.array([8.0, 9.0], np.float32))
+        if given:
+            out = {name: np.zeros_like(array) for name, array in whole_arrays(taken[0]).items()}
+            out |= {name: np.zeros((2 * T, *out[name].shape[1:]), out[name].dtype) for name in FINALS}
+        taken.append(buffer.take(columns[::-1], [], out if given else None))
+    first, second = (whole_arrays(rollout) for rollout in taken)
+    assert first.keys() == second.keys() == out.keys()
+    for name, array in first.items():
+        assert np.array_equal(array, second[name])
+        assert np.shares_memory(second[name], out[name])
+
+
+def whole_arrays(rollout):
+    tensors = vars(rollout) | rollout.extras
+    return {name: value.numpy() for name, value in tensors.items() if isinstance(value, torch.Tensor)}
+
+
 def test_a_block_is_written_into_whole_columns():
     buffer = ColumnBuffer(T, 3, ())
     block = np.arange(T * 2).reshape(T, 2)
@@ -160,6 +186,7 @@ def test_rollouts_side_by_side_keep_their_columns_and_finals():
     parts = pieces()
     for k, part in enumerate(parts):
         part.episodes = [Episode(k, 1.0, 1)]
+        part.dropped_steps = 10**k
         part.state = torch.full((len(part.env_id), 2), float(k))
         part.final_state = torch.full((len(part.final_index), 2), float(k))
     whole = concatenate(parts)
@@ -178,6 +205,7 @@ def test_rollouts_side_by_side_keep_their_columns_and_finals():
         first = columns.stop
     assert whole.obs.shape[1] == first
     assert [episode.env_id for episode in whole.episodes] == [0, 1, 2]
+    assert whole.dropped_steps == 111
     assert whole.num_env_steps == sum(part.num_env_steps for part in parts)
 
 
