@@ -60,6 +60,15 @@ def buffer_size(layout: Layout) -> int:
     return sum(_padded_size(shape, dtype) for shape, dtype in layout.values())
 
 
+def arrays_over(buffer: Any, layout: Layout, offset: int = 0) -> dict[str, np.ndarray]:
+    """An array per field, in a writable buffer with `buffer_size(layout)` bytes behind `offset`; they keep it alive."""
+    arrays = {}
+    for name, (shape, dtype) in layout.items():
+        arrays[name] = np.ndarray(shape, dtype, buffer, offset)
+        offset += _padded_size(shape, dtype)
+    return arrays
+
+
 @dataclass(frozen=True)
 class Blocks:
     """One array per field; N rows, lead = (N) or (N, A)."""
@@ -79,11 +88,7 @@ class Blocks:
     @classmethod
     def over(cls, buffer: Any, layout: Layout) -> Blocks:
         """Views into a writable buffer of at least `buffer_size(layout)` bytes, which they keep alive."""
-        arrays, offset = {}, 0
-        for name, (shape, dtype) in layout.items():
-            arrays[name] = np.ndarray(shape, dtype, buffer, offset)
-            offset += _padded_size(shape, dtype)
-        return cls(**arrays)
+        return cls(**arrays_over(buffer, layout))
 
     @classmethod
     def plain(cls, layout: Layout) -> Blocks:
