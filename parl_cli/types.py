@@ -45,6 +45,12 @@ class EnvSpec:
 class EnvStep:
     """What `Vectorizer.recv` gives: the result of one step of B environments, in any order.
 
+    A row that `ended` with no agent in `mask` is *filler*: no transition happened, and `obs` begins a new episode. A
+    backend that resets on the step after an end gives one there (`truncated` False: a pause), and so does an env whose
+    worker was lost and replaced (`truncated` True: the step that was asked for is lost, and the episode so far is cut
+    off where it was last seen). Reward is 0 and `terminated` False in it; its final_obs, episode_return and
+    episode_length mean nothing, and no episode is counted.
+
     Arrays may be views into the vectorizer's own buffers, valid until the next `send`.
     """
 
@@ -58,6 +64,11 @@ class EnvStep:
     final_obs: np.ndarray  # [K(, A), *item], the rows of `ended` in order
     episode_return: np.ndarray  # [K(, A)] float64, raw: before reward wrappers
     episode_length: np.ndarray  # [K] int64, env steps
+
+    @property
+    def filler(self) -> np.ndarray:
+        """[B] bool: rows in which no transition happened."""
+        return self.ended & ~self.mask.reshape(len(self.ended), -1).any(axis=1)
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,14 @@ class Rollout:
     dropped_steps: int = 0  # env steps that were thrown away, as too old or lost, since the rollout before
 
     @property
+    def real(self) -> Tensor:
+        """[T, N] bool: env transitions, which at least one agent made."""
+        return self.mask if self.mask.dim() == 2 else self.mask.any(dim=2)
+
+    @property
     def num_env_steps(self) -> int:
         """Env transitions in it: not frames, not agents."""
-        real = self.mask if self.mask.dim() == 2 else self.mask.any(dim=2)
-        return int(real.sum())
+        return int(self.real.sum())
 
 
 @dataclass

@@ -55,6 +55,7 @@ class Actor:
         self._columns = ColumnBuffer(num_steps, self.num_envs, self._agents)
         self._tails = ActionTails(self.num_envs)
         self._episodes: list[Episode] = []
+        self._dropped = 0  # steps that were lost since the last rollout
         self._full: list[int] = []
         self._ready = np.zeros(0, np.int64)  # envs whose observation waits for an action
         self._t = np.zeros(self.num_envs, np.int64)
@@ -63,8 +64,15 @@ class Actor:
         self._obs = np.zeros(0)
         self._is_first = np.ones((self.num_envs, *self._agents), bool)
         self._state: np.ndarray | None = None
+        self._state_before: np.ndarray | None = None  # the one with which the last observation was read
         if policy.state_size:
             self._state = np.zeros((self.num_envs, *self._agents, policy.state_size), np.float32)
+            self._state_before = self._state.copy()
+
+    @property
+    def replayable(self) -> bool:
+        """Whether unfinished episodes can be re-stepped; where not, `load_state_dict` begins new ones."""
+        return getattr(self.vectorizer, "replayable", True)
 
     @property
     def acted(self) -> np.ndarray:
@@ -92,7 +100,9 @@ class Actor:
         columns = np.array(self._full[: self.num_envs])
         self._full = self._full[self.num_envs :]
         episodes, self._episodes = self._episodes, []
-        return self._columns.take(columns, episodes, out)
+        rollout = self._columns.take(columns, episodes, out)
+        rollout.dropped_steps, self._dropped = self._dropped, 0
+        return rollout
 
     def _begin(self, episode_numbers: np.ndarray) -> None:
         self._obs = np.array(self.vectorizer.begin(episode_numbers))
@@ -124,7 +134,8 @@ class Actor:
         self._columns.write("policy_version", t, columns, np.full(len(envs), self.version, np.int64))
         for name, value in output.extras.items():
             self._columns.write(name, t, columns, value.cpu().numpy())
-        if self._state is not None:
+        if self._state is not None and self._state_before is not None:
+            self._state_before[rows] = state
             self._state[rows] = output.state.cpu().numpy()
         self._acted[rows] += np.uint64(1)
         env_action = self.policy.env_action(action)
@@ -185,12 +196,28 @@ class Actor:
             self.on_step(len(envs))
 
     def _end_episodes(self, step: EnvStep) -> None:
-        for k, env in enumerate(step.env_ids[step.ended].tolist()):
+        filler = step.filler
+        for k, row in enumerate(step.ended.nonzero()[0].tolist()):
+            env = int(step.env_ids[row])
+            self._tails.end_episode(env)
+            if filler[row]:
+                self._dropped += int(step.truncated[row].any())
+                self._cut_before(env)
+                continue
             state = None if self._state is None else self._state[env].copy()
             self._columns.add_final(int(self._column[env]), int(self._t[env]), step.final_obs[k].copy(), state)
             episode_return = float(np.mean(step.episode_return[k]))
             self._episodes.append(Episode(self.first_env + env, episode_return, int(step.episode_length[k])))
-            self._tails.end_episode(env)
+
+    def _cut_before(self, env: int) -> None:
+        """Truncate the step before a lost one, unless an episode ended there: it led to what was seen last."""
+        t, column = int(self._t[env]), int(self._column[env])
+        if t == 0 or self._columns.read("is_first", t, column).all():
+            return  # at a column's head, the one before has its last_obs
+        alive = self._columns.read("mask", t - 1, column)
+        self._columns.write("truncated", t - 1, column, alive & ~self._columns.read("terminated", t - 1, column))
+        state = None if self._state_before is None else self._state_before[env].copy()
+        self._columns.add_final(column, t - 1, self._columns.read("obs", t, column).copy(), state)
 
     def state_dict(self) -> dict[str, Any]:
         """Where every env stands. Whole only between rollouts of a lock-step vectorizer.
@@ -216,7 +243,7 @@ class Actor:
         Args:
             state: from `state_dict`.
             replay: re-step unfinished episodes and compare observations bit for bit; False starts a new episode
-                in every env instead.
+                in every env instead, and so does a vectorizer that is not `replayable`.
 
         Raises:
             EnvError: an env that did not come back to the same observation.
@@ -229,7 +256,7 @@ class Actor:
         for name in ("acted", "episode_numbers", "tail_lengths"):
             _check_like(name, arrays[name], np.zeros(self.num_envs, np.int64))
         acted = arrays["acted"].astype(np.uint64)
-        if not replay:
+        if not (replay and self.replayable):
             self.begin(numbers + 1, acted)
             return
         self.begin(numbers, acted)

@@ -11,6 +11,7 @@ import torch
 
 from parl_cli.buffers.rollouts import concatenate, to_device
 from parl_cli.errors import ParlError
+from parl_cli.functional.losses import masked_mean
 from parl_cli.metrics.timing import Stopwatch
 from parl_cli.training.reward_scaler import RewardScaler
 from parl_cli.types import Algorithm, Episode, Metrics, Rollout, Snapshot
@@ -43,6 +44,7 @@ class Learner:
         self.reward_scaler = reward_scaler
         self.env_steps = 0
         self.updates = 0
+        self.dropped_steps = 0  # of env_steps, those that were thrown away
         self.last_steps = 0  # env steps of the last update
         self.episodes: list[Episode] = []  # finished in the last update's rollouts
         self.watch = Stopwatch()
@@ -57,13 +59,16 @@ class Learner:
             rollout = concatenate(rollouts)
             self._check_input(rollout)
             self.episodes = rollout.episodes
-            lag = self.updates - rollout.policy_version
+            real = rollout.real
+            lag = (self.updates - rollout.policy_version) * real
+            self.dropped_steps += rollout.dropped_steps
             metrics = {
-                "rollout/policy_lag_mean": float(lag.float().mean()),
+                "rollout/policy_lag_mean": float(masked_mean(lag.float(), real)),
                 "rollout/policy_lag_max": float(lag.max()),
                 "rollout/masked_share": 1.0 - float(rollout.mask.float().mean()),
+                "rollout/dropped_steps": float(self.dropped_steps),
             }
-            self.last_steps = rollout.num_env_steps
+            self.last_steps = rollout.num_env_steps + rollout.dropped_steps
             self.env_steps += self.last_steps
             rollout = to_device(rollout, self.device)
             if self.reward_scaler is not None:
@@ -95,6 +100,7 @@ class Learner:
             "reward_scaler": None if self.reward_scaler is None else self.reward_scaler.state_dict(),
             "env_steps": self.env_steps,
             "updates": self.updates,
+            "dropped_steps": self.dropped_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -104,6 +110,7 @@ class Learner:
             self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.env_steps = int(state["env_steps"])
         self.updates = int(state["updates"])
+        self.dropped_steps = int(state["dropped_steps"])
 
     def _check_input(self, rollout: Rollout) -> None:
         # masked rows too: what the network reads there comes back from the backward pass as 0 · NaN

@@ -151,6 +151,16 @@ def test_without_replay_every_env_begins_its_next_episode():
     assert torch.equal(heir.policy.act(rollout.obs[0], None, rollout.is_first[0], noise).action, rollout.action[0])
 
 
+def test_a_vectorizer_that_cannot_replay_is_not_asked_to():
+    actor, heir = actor_of(), actor_of()
+    heir.vectorizer.replayable = False
+    assert (actor.replayable, heir.replayable) == (True, False)
+    actor.collect()
+    state = actor.state_dict()
+    heir.load_state_dict(state)
+    assert heir.collect().obs[0, :, 1].tolist() == (state["episode_numbers"] + 1).tolist()
+
+
 def shares(num_envs=4, num_actors=2, first=0):
     """Actors that share the envs of one run between them, and what each is in it."""
     share = num_envs // num_actors
