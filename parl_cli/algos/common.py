@@ -24,22 +24,33 @@ def load_optimizer_state(
 
     Args:
         optimizer: over the same parameters.
-        state: may come from a file. A fused kernel trusts sizes blindly, so they are checked here.
+        state: may come from a file.
         keys: what the optimizer keeps for each parameter; the default is Adam's.
 
     Raises:
         ValueError: it is not the state of these parameters.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    check_optimizer_state(parameters, state, keys)
     entries = {int(index): dict(entry) for index, entry in state.items()}
-    if entries and sorted(entries) != list(range(len(parameters))):
-        raise ValueError(f"optimizer state of {len(entries)} parameters; the network has {len(parameters)}")
-    for index, entry in entries.items():
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def check_optimizer_state(
+    parameters: Sequence[Tensor], state: dict[str, Any], keys: Sequence[str] = ("step", "exp_avg", "exp_avg_sq")
+) -> None:
+    """Refuse a state that is not one of these parameters: a fused kernel trusts sizes blindly.
+
+    Raises:
+        ValueError: entries, names, shapes or types differ.
+    """
+    if state and sorted(map(int, state)) != list(range(len(parameters))):
+        raise ValueError(f"optimizer state of {len(state)} parameters; the network has {len(parameters)}")
+    for index, entry in state.items():
         if sorted(entry) != sorted(keys):
             raise ValueError(f"optimizer state of parameter {index} has {sorted(entry)} instead of {sorted(keys)}")
         for name, value in entry.items():
-            shape = [] if name == "step" else list(parameters[index].shape)
+            shape = [] if name == "step" else list(parameters[int(index)].shape)
             if not isinstance(value, Tensor) or list(value.shape) != shape or not value.is_floating_point():
                 raise ValueError(f"optimizer state {name} of parameter {index} is not a float tensor of shape {shape}")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})

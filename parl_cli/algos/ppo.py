@@ -15,14 +15,13 @@ gives them all, also of the true final observation of each truncated step, from 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from parl_cli.algos.common import load_optimizer_state, optimizer_state
+from parl_cli.algos.flat_adam import FlatAdam
 from parl_cli.buffers.minibatches import minibatches
 from parl_cli.config import TrainConfig, option
 from parl_cli.errors import ConfigError
@@ -103,10 +102,9 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
         critic = [p for n, p in policy.named_parameters() if n.startswith("value_")]
         actor = [p for n, p in policy.named_parameters() if not n.startswith("value_")]
-        # one flat kernel per step instead of a dozen: the optimizer is a third of the time on small networks
-        self.optimizer = torch.optim.Adam(
-            [{"params": actor}, {"params": critic}], lr=config.learning_rate, eps=config.adam_eps, fused=True
-        )
+        self.optimizer = FlatAdam([actor, critic], learning_rate=config.learning_rate, eps=config.adam_eps)
+        if hasattr(policy, "fuse"):
+            policy.fuse(self.optimizer.flat)
         self.learning_rate = config.learning_rate
         self.kl_penalty_coef = config.kl_penalty_coef
 
@@ -186,81 +184,79 @@ class PPO:
         if recurrent:
             batch |= {"is_first": rollout.is_first, "state": rollout.state}
 
-        kl_limit = config.target_kl if config.learning_rate_schedule != "kl_adaptive" else None
-        history: list[dict[str, Tensor]] = []
-        epochs = 0
+        history: list[dict[str, Tensor]] = []  # one row per epoch
         for _ in range(config.num_epochs):
-            epochs += 1
-            start = len(history)
-            for part in minibatches(batch, config.num_minibatches, self.generator, whole_columns=recurrent):
-                history.append(self._minibatch_step(part, now))
-            if config.target_kl is not None:
-                kl = float(torch.stack([row["policy/approx_kl"] for row in history[start:]]).mean())
-                if config.learning_rate_schedule == "kl_adaptive":
-                    self.learning_rate = kl_adaptive_lr(
-                        self.learning_rate, kl, config.target_kl, min_lr=MIN_ADAPTIVE_LR, max_lr=MAX_ADAPTIVE_LR
-                    )
-                    self._set_learning_rate(progress)
-                if kl_limit is not None and kl > kl_limit:
-                    break
+            parts = minibatches(batch, config.num_minibatches, self.generator, whole_columns=recurrent)
+            history.append(self._epoch_metrics([self._minibatch_step(part, now) for part in parts], now))
+            if config.target_kl is None:
+                continue
+            kl = float(history[-1]["policy/approx_kl"])
+            if config.learning_rate_schedule == "kl_adaptive":
+                self.learning_rate = kl_adaptive_lr(
+                    self.learning_rate, kl, config.target_kl, min_lr=MIN_ADAPTIVE_LR, max_lr=MAX_ADAPTIVE_LR
+                )
+                self._set_learning_rate(progress)
+            elif kl > config.target_kl:
+                break
 
         means = torch.stack([torch.stack(list(row.values())) for row in history]).mean(dim=0).tolist()
         metrics = dict(zip(history[0], means, strict=True))
+        mask = batch.get("mask")
+        with torch.no_grad():
+            entropy = self.policy.distribution(batch["dist_params"]).entropy()
+            metrics["policy/entropy"] = float(masked_mean(entropy, mask))
         if config.objective == "kl_penalty":
             metrics["algo/kl_penalty_coef"] = self.kl_penalty_coef
             # of the last epoch: in the first minibatches the policy has hardly moved
-            kl = float(torch.stack([row["policy/approx_kl"] for row in history[start:]]).mean())
+            kl = float(history[-1]["policy/approx_kl"])
             self.kl_penalty_coef = kl_penalty_coef(self.kl_penalty_coef, kl, config.kl_penalty_target)
         num_means = self.policy.distribution.num_means
         if num_means:
             std = rollout.extras["dist_params"][..., num_means:].exp().mean(dim=-1)
-            metrics["policy/std_mean"] = float(masked_mean(std, batch.get("mask")))
-        actor_group, critic_group = self.optimizer.param_groups
+            metrics["policy/std_mean"] = float(masked_mean(std, mask))
+        actor_rate, critic_rate = self.optimizer.learning_rates
         return metrics | {
             "value/explained_variance": float(explained_variance(value, returns, rollout.mask)),
-            "optim/learning_rate": actor_group["lr"],
-            "optim/critic_learning_rate": critic_group["lr"],
-            "optim/epochs": float(epochs),
+            "optim/learning_rate": actor_rate,
+            "optim/critic_learning_rate": critic_rate,
+            "optim/epochs": float(len(history)),
             **{f"algo/{name}": value for name, value in now.items()},
         }
 
     def _minibatch_step(self, batch: dict[str, Tensor], now: dict[str, float]) -> dict[str, Tensor]:
+        """One gradient step. What its metrics are made from, [*lead] each; `grad_norm` is a scalar."""
         config, mask = self.config, batch.get("mask")
         distribution, value = self.policy.evaluate(batch["obs"], batch.get("state"), batch.get("is_first"))
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
         if mask is not None:  # a ratio that overflows would come back as NaN from the backward pass
             log_ratio = log_ratio.masked_fill(~mask, 0.0)
-        ratio = log_ratio.exp()
         advantage = batch["advantage"]
         if config.normalize_advantage:
             advantage = normalize_advantage(advantage, mask)
 
-        losses, extra = self.policy_loss(ratio, advantage, distribution, batch, now)
-        policy_loss = masked_mean(losses, mask)
-        critic_loss = masked_mean(
-            value_loss(value, batch["value"], batch["returns"], clip_range=config.value_clip_range), mask
-        )
-        entropy = masked_mean(distribution.entropy(), mask)
-        loss = policy_loss + config.value_coef * critic_loss - now["entropy_coef"] * entropy
+        policy_losses, extra = self.policy_loss(log_ratio.exp(), advantage, distribution, batch, now)
+        value_losses = value_loss(value, batch["value"], batch["returns"], clip_range=config.value_clip_range)
+        losses = torch.add(policy_losses, value_losses, alpha=config.value_coef)
+        if now["entropy_coef"]:
+            losses = torch.sub(losses, distribution.entropy(), alpha=now["entropy_coef"])
 
         self.optimizer.zero_grad()
-        loss.backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
-        grad_norm = nn.utils.clip_grad_norm_(parameters, max_norm)
-        self.optimizer.step()
+        masked_mean(losses, mask).backward()
+        rows = {"loss/policy": policy_losses, "loss/value": value_losses, "log_ratio": log_ratio, **extra}
+        rows = {name: row.detach() for name, row in rows.items()}
+        if mask is not None:
+            rows["mask"] = mask
+        return rows | {"grad_norm": self.optimizer.step(config.max_grad_norm)}
 
-        with torch.no_grad():
-            clipped = ((ratio - 1).abs() > now["clip_range"]).float()
-            return {
-                "loss/policy": policy_loss.detach(),
-                "loss/value": critic_loss.detach(),
-                "policy/entropy": entropy.detach(),
-                "policy/approx_kl": masked_mean(approx_kl(log_ratio), mask),
-                "policy/clip_fraction": masked_mean(clipped, mask),
-                "optim/grad_norm": grad_norm.detach(),
-                **{name: masked_mean(value.float(), mask) for name, value in extra.items()},
-            }
+    @torch.no_grad()
+    def _epoch_metrics(self, steps: list[dict[str, Tensor]], now: dict[str, float]) -> dict[str, Tensor]:
+        """Scalars: means over the rows of an epoch's minibatches."""
+        rows = {name: torch.stack([step[name] for step in steps]) for name in steps[0]}
+        mask, log_ratio, grad_norm = rows.pop("mask", None), rows.pop("log_ratio"), rows.pop("grad_norm")
+        rows["policy/approx_kl"] = approx_kl(log_ratio)
+        rows["policy/clip_fraction"] = (log_ratio.exp() - 1).abs() > now["clip_range"]
+        means = {name: masked_mean(row.float(), mask) for name, row in rows.items()}
+        return means | {"optim/grad_norm": grad_norm.mean()}
 
     def policy_loss(
         self,
@@ -291,7 +287,7 @@ class PPO:
         """Weights, optimizer, shuffling and adaptive coefficients."""
         return {
             "policy": self.policy.state_dict(),
-            "optimizer": optimizer_state(self.optimizer),
+            "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
             "learning_rate": self.learning_rate,
             "kl_penalty_coef": self.kl_penalty_coef,
@@ -300,7 +296,7 @@ class PPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.policy.load_state_dict(state["policy"])
-        load_optimizer_state(self.optimizer, state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.learning_rate = float(state["learning_rate"])
         self.kl_penalty_coef = float(state["kl_penalty_coef"])
@@ -312,5 +308,4 @@ class PPO:
         else:
             share = schedule(config.learning_rate_schedule, 1.0, config.learning_rate_end, progress)
         critic = config.critic_learning_rate or config.learning_rate
-        for group, base in zip(self.optimizer.param_groups, (config.learning_rate, critic), strict=True):
-            group["lr"] = base * share
+        self.optimizer.learning_rates = [config.learning_rate * share, critic * share]

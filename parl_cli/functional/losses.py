@@ -15,6 +15,7 @@ The functions at the end take and give plain floats: they run once per update.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -38,6 +39,8 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
 def ppo_clip_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     """PPO's clipped surrogate, PPO eq. 7, as a loss: −min(r A, clip(r, 1 − eps, 1 + eps) A), to be minimised.
 
+    Only one of the two bounds can be the smaller, by the sign of A, so this is −min(r A, A + eps |A|).
+
     The gradient is 0 where the step has gone far enough: r > 1 + eps with A > 0, r < 1 − eps with A < 0. A ratio that
     is out on the other side keeps its gradient, so that a bad step can be taken back.
 
@@ -49,7 +52,7 @@ def ppo_clip_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor
     Returns:
         Loss per sample, [*lead].
     """
-    return -torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip_range, 1.0 + clip_range) * advantage)
+    return torch.maximum(-advantage * ratio, torch.add(-advantage, advantage.abs(), alpha=-clip_range))
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_range: float | None = None) -> Tensor:
@@ -68,10 +71,10 @@ def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_range: fl
     Returns:
         Loss per sample, [*lead].
     """
-    error = (value - returns).square()
+    error = F.mse_loss(value, returns, reduction="none")
     if clip_range is not None:
         clipped = old_value + (value - old_value).clamp(-clip_range, clip_range)
-        error = torch.maximum(error, (clipped - returns).square())
+        error = torch.maximum(error, F.mse_loss(clipped, returns, reduction="none"))
     return 0.5 * error
 
 

@@ -26,6 +26,7 @@ from parl_cli.config import option
 from parl_cli.errors import ConfigError
 from parl_cli.functional.distributions import make_distribution, standard_normal
 from parl_cli.policies.encoders import VectorEncoder, mlp, orthogonal
+from parl_cli.policies.fused import ACTIVATIONS, FlatParameters, FusedPerceptrons, Perceptron
 from parl_cli.policies.normalizer import RunningNormalizer
 from parl_cli.types import ActOutput, EnvSpec, Rollout
 
@@ -102,6 +103,25 @@ class ActorCritic(nn.Module):
         self.log_std = nn.Parameter(torch.full(std_shape, config.log_std_init)) if free_std else None
         if self.num_means and config.state_dependent_std:
             nn.init.constant_(self.policy_head.bias[-self.num_means :], config.log_std_init)
+        self.fused = self._make_fused()
+
+    def _make_fused(self) -> FusedPerceptrons | None:
+        """Both networks without the modules around them, where they are plain perceptrons."""
+        config = self.config
+        if config.norm != "none" or config.gsde or config.activation not in ACTIVATIONS:
+            return None
+        trunks = [t for t in (self.policy_trunk, self.value_trunk) if t is not None]
+        heads = [[self.policy_head], [self.value_head]] if len(trunks) == 2 else [[self.policy_head, self.value_head]]
+        perceptrons = [
+            Perceptron([layer for layer in trunk if isinstance(layer, nn.Linear)], its_heads)
+            for trunk, its_heads in zip(trunks, heads, strict=True)
+        ]
+        return FusedPerceptrons(perceptrons, config.activation, self.log_std)
+
+    def fuse(self, flat: FlatParameters) -> None:
+        """Learn by one autograd node from here on, if this network can; all its parameters are in `flat`."""
+        if self.fused is not None:
+            self.fused.flat = flat
 
     def features(self, obs: Tensor) -> Tensor:
         """`obs` [*lead, *space.shape] → normalised vectors [*lead, F]."""
@@ -122,14 +142,20 @@ class ActorCritic(nn.Module):
         self, obs: Tensor, state: Tensor | None, is_first: Tensor, noise: Tensor, greedy: bool = False
     ) -> ActOutput:
         """Choose actions; see `parl_cli.types.Policy`. Extras: `log_prob` [B(, A)], `dist_params` [B(, A), P]."""
-        return self.choose(self.policy_trunk(self.features(obs)), noise, greedy)
+        features = self.features(obs)
+        if self.fused is not None:
+            return self._draw(self.fused.infer(features, 0)[0], noise, greedy)
+        return self.choose(self.policy_trunk(features), noise, greedy)
 
     def choose(self, hidden: Tensor, noise: Tensor, greedy: bool) -> ActOutput:
         """Draw from the distribution that the policy head puts on `hidden` [B(, A), H]."""
         params = self.params(hidden)
-        distribution = self.distribution(params)
         if self.config.gsde and not greedy:
             noise = self._gsde_noise(hidden, params, noise)
+        return self._draw(params, noise, greedy)
+
+    def _draw(self, params: Tensor, noise: Tensor, greedy: bool) -> ActOutput:
+        distribution = self.distribution(params)
         action = distribution.mode() if greedy else distribution.sample(noise)
         return ActOutput(action, None, {"log_prob": distribution.log_prob(action), "dist_params": params})
 
@@ -145,6 +171,9 @@ class ActorCritic(nn.Module):
         A recurrent policy wants lead `(T, n)`, `state` [n, S] and `is_first` [T, n]; here they are not used.
         """
         features = self.features(obs)
+        if self.fused is not None and self.fused.flat is not None:
+            params, value = self.fused(features)
+            return self.distribution(params), value.squeeze(-1)
         hidden = self.policy_trunk(features)
         value_hidden = hidden if self.value_trunk is None else self.value_trunk(features)
         return self.distribution(self.params(hidden)), self.value_head(value_hidden).squeeze(-1)
@@ -159,8 +188,12 @@ class ActorCritic(nn.Module):
         steps, columns = rollout.obs.shape[:2]
         at, final_obs = truncated_finals(rollout)
         rows = torch.cat([rollout.obs.flatten(0, 1), rollout.last_obs, final_obs])
-        trunk = self.policy_trunk if self.value_trunk is None else self.value_trunk
-        value = self.value_head(trunk(self.features(rows))).squeeze(-1)
+        features = self.features(rows)
+        if self.fused is not None:
+            value = self.fused.infer(features, -1)[-1].squeeze(-1)
+        else:
+            trunk = self.policy_trunk if self.value_trunk is None else self.value_trunk
+            value = self.value_head(trunk(features)).squeeze(-1)
         now, last, final = value.split([steps * columns, columns, len(at)])
         now = now.unflatten(0, (steps, columns))
         following = torch.cat([now[1:], last.unsqueeze(0)])

@@ -61,7 +61,7 @@ def test_all_epochs_and_minibatches_are_taken():
     algo, rollout = make(num_epochs=3, num_minibatches=4)
     metrics = algo.update(rollout)
     assert metrics["optim/epochs"] == 3
-    assert {int(entry["step"]) for entry in algo.optimizer.state.values()} == {12}
+    assert {int(entry["step"]) for entry in algo.state_dict()["optimizer"].values()} == {12}
 
 
 @pytest.mark.parametrize(("target_kl", "epochs"), [(1e-9, 1), (1e9, 5), (None, 5)])

@@ -50,7 +50,7 @@ def test_act_and_evaluate_agree_for_every_lead(observation, action, lead):
     distribution, value = policy.evaluate(obs)
     assert output.action.shape == (*lead, *ACTION_SPACES[action][0].shape)
     assert value.shape == output.extras["log_prob"].shape == distribution.entropy().shape == lead
-    assert torch.equal(distribution.log_prob(output.action), output.extras["log_prob"])
+    torch.testing.assert_close(distribution.log_prob(output.action), output.extras["log_prob"], atol=1e-6, rtol=1e-6)
     rebuilt = policy.distribution(output.extras["dist_params"])
     assert torch.equal(rebuilt.log_prob(output.action), output.extras["log_prob"])
 
