@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,8 +39,10 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     spec = env_spec(config.env)
     config = name_module(config)
     registry.load("algo", config.algo.name).check(config, spec)
+    registry.load("actors", config.actors.name).check(config)
     policy = make_policy(spec, config)
     policy_device(config)
+    actor_device(config)
     if config.init_from is not None:
         warm = checkpoint.load(checkpoint.find(config.init_from))
         checkpoint.load_weights(policy, warm.policy, warm.path)
@@ -93,20 +96,39 @@ def resolve(config: TrainConfig) -> TrainConfig:
     # costs a factor of ten when another process wants the core that it spins on
     large = getattr(registry.load("policy", config.policy.name), "prefers_accelerator", False)
     num_threads = config.num_threads or (available_cores() if large else 1)
-    vectorizer = config.vectorizer
+    actors, vectorizer = config.actors, config.vectorizer
+    if getattr(actors, "num_actors", 0) is None:
+        actors = dataclasses.replace(actors, num_actors=_default_actors(config))
+    num_actors = getattr(actors, "num_actors", 1)
+    share = max(1, config.num_envs // num_actors)
     if getattr(vectorizer, "num_workers", 0) is None:
-        vectorizer = dataclasses.replace(vectorizer, num_workers=min(available_cores(), config.num_envs))
-    if (getattr(vectorizer, "num_workers", None) or 0) > config.num_envs:
-        raise ConfigError(
-            f"vectorizer.num_workers={vectorizer.num_workers}: at most one per env, num_envs={config.num_envs}"
-        )
-    return dataclasses.replace(config, num_threads=num_threads, vectorizer=vectorizer)
+        vectorizer = dataclasses.replace(vectorizer, num_workers=min(max(1, available_cores() // num_actors), share))
+    if (getattr(vectorizer, "num_workers", None) or 0) > share:
+        of_one = f"num_envs={config.num_envs}" + (f" / actors.num_actors={num_actors}" if num_actors > 1 else "")
+        raise ConfigError(f"vectorizer.num_workers={vectorizer.num_workers}: at most one per env, {of_one}")
+    return dataclasses.replace(config, num_threads=num_threads, actors=actors, vectorizer=vectorizer)
+
+
+def _default_actors(config: TrainConfig) -> int:
+    """A core for each actor but the learner's; one actor where it has workers of its own to use them."""
+    if hasattr(config.vectorizer, "num_workers") or config.actors.name != "process":
+        return 1
+    most = max(1, available_cores() - 1)
+    return max(n for n in range(1, min(most, config.num_envs) + 1) if config.num_envs % n == 0)
 
 
 def policy_device(config: TrainConfig) -> torch.device:
     """The device that the config asks for."""
     policy = registry.load("policy", config.policy.name)
     return select_device(config.device, prefers_accelerator=getattr(policy, "prefers_accelerator", False))
+
+
+def actor_device(config: TrainConfig) -> torch.device | None:
+    """The device that the config asks for its actors; None: the learner's."""
+    name = getattr(config.actors, "device", None)
+    policy = registry.load("policy", config.policy.name)
+    prefers = getattr(policy, "prefers_accelerator", False)
+    return None if name is None else select_device(name, prefers_accelerator=prefers, key="actors.device")
 
 
 def make_policy(spec: EnvSpec, config: TrainConfig) -> Any:
@@ -127,26 +149,57 @@ def make_learner(config: TrainConfig, spec: EnvSpec) -> Learner:
     return Learner(algo, total_steps=config.total_steps, device=device, reward_scaler=scaler)
 
 
-def make_pool(config: TrainConfig, policy: Any) -> Any:
-    """Envs, vectorizer and actors."""
-    actor = Actor(
-        make_vectorizer(config),
-        policy,
-        num_steps=config.algo.num_steps,
-        noise_key=stream_key(config.seed, "train", "noise"),
-    )
-    return registry.load("actors", config.actors.name)(actor)
+@dataclass(frozen=True)
+class ActorRecipe:
+    """Makes the policies and actors of a run, in whatever process it is unpickled."""
+
+    config: TrainConfig
+    spec: EnvSpec
+    device: torch.device | None = None  # where actors act; None: where the learner's policy is
+    plugins: tuple[str, ...] = ()  # the plug-ins' modules: a new process knows no registrations
+
+    def policy(self) -> Any:
+        """A policy on the CPU, with the weights that a new run begins with."""
+        plugins.load(self.plugins)
+        return make_policy(self.spec, self.config)
+
+    def actor(self, policy: Any, envs: range) -> Actor:
+        """An actor that steps these envs of the run with `policy`."""
+        return Actor(
+            make_vectorizer(self.config, envs),
+            policy,
+            num_steps=self.config.algo.num_steps,
+            noise_key=stream_key(self.config.seed, "train", "noise"),
+            first_env=envs.start,
+        )
 
 
-def make_vectorizer(config: TrainConfig) -> Any:
-    """Envs and what steps them, as the runner uses it: same-step autoreset, every episode seeded."""
+def make_pool(config: TrainConfig, policy: Any, spec: EnvSpec | None = None) -> Any:
+    """Envs, vectorizers and actors.
+
+    Args:
+        config: from `validate`.
+        policy: the learner's.
+        spec: the env's spaces; None: ask the env.
+    """
+    recipe = ActorRecipe(config, spec or env_spec(config.env), actor_device(config), _plugin_modules(config))
+    return registry.load("actors", config.actors.name).make(recipe, policy)
+
+
+def make_vectorizer(config: TrainConfig, envs: range | None = None) -> Any:
+    """Envs and what steps them, as the runner uses it: same-step autoreset, every episode seeded.
+
+    Args:
+        config: from `validate`.
+        envs: which envs of the run; None: all.
+    """
+    envs = range(config.num_envs) if envs is None else envs
     options = {f.name: getattr(config.vectorizer, f.name) for f in dataclasses.fields(config.vectorizer)}
     cls = registry.load("vectorizer", options.pop("name"))
-    modules = tuple(dict.fromkeys([*plugins.installed(), *config.plugins]))
     return cls(
-        [EnvFactory(config.env, plugins=modules) for _ in range(config.num_envs)],
+        [EnvFactory(config.env, plugins=_plugin_modules(config)) for _ in envs],
         autoreset_mode=AutoresetMode.SAME_STEP,
-        episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE),
+        episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE, envs.start),
         **options,
     )
 
@@ -167,6 +220,10 @@ def make_eval_vectorizer(
         autoreset_mode=AutoresetMode.SAME_STEP,
         episode_seed=EpisodeSpread(EpisodeSeeds(seed, role), n),
     )
+
+
+def _plugin_modules(config: TrainConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*plugins.installed(), *config.plugins]))
 
 
 def _seed63(seed: int, role: str) -> int:

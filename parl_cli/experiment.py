@@ -76,7 +76,7 @@ class Experiment:
         self.policy = self.learner.algo.policy
         self.sinks = _make_sinks(config, run)
         try:
-            self.pool = build.make_pool(config, self.policy)
+            self.pool = build.make_pool(config, self.policy, self.spec)
         except BaseException:
             self.sinks.close()
             raise
@@ -86,8 +86,9 @@ class Experiment:
         self.metrics = MetricsHook(
             self.sinks,
             lambda row: self._display(row),
-            [self.pool.actor.watch, self.learner.watch],
+            [self.pool.watch, self.learner.watch],
             config.logger.every_steps,
+            self.pool.metrics,
         )
         self.checkpoints: CheckpointHook | None = None
         if run is not None:

@@ -35,6 +35,8 @@ _TARGETS: dict[str, dict[str, str]] = {
     "actors": {
         "inline": "parl_cli.actors.inline:InlineActors",
     },
+        "process": "parl_cli.actors.process:ProcessActors",
+        "thread": "parl_cli.actors.thread:ThreadActors",
     "adapter": {
         "gymnasium": "parl_cli.envs.gymnasium_adapter:make_env",
     },

@@ -178,12 +178,18 @@ class Algorithm(Protocol):
 class ActorPool(Protocol):
     """Where acting runs. The training loop knows nothing else of it."""
 
+    watch: Any  # a `parl_cli.metrics.timing.Stopwatch` of what it costs the learner's thread
+
     def publish(self, snapshot: Snapshot) -> None:
         """Hand out new weights; the latest wins; never blocks."""
         ...
 
     def get(self, n: int) -> list[Rollout]:
         """The next n rollouts, in bounded time; re-raises an actor's error."""
+        ...
+
+    def metrics(self) -> Metrics:
+        """What actors did since the last call."""
         ...
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Actor:
 
     Attributes:
         version: of the policy's weights; written into the steps that they choose.
-        on_step: called with the number of envs that answered, after every answer; what it raises ends the rollout.
+        on_step: called after every answer with the number of envs that stepped; what it raises ends the rollout.
     """
 
     def __init__(self, vectorizer: Any, policy: Any, *, num_steps: int, noise_key: int, first_env: int = 0) -> None:
@@ -193,7 +193,7 @@ class Actor:
         self._ready = np.concatenate([self._ready, envs]) if self._ready.size else envs.copy()
         self.watch.add("act", perf_counter() - answered)
         if self.on_step is not None:
-            self.on_step(len(envs))
+            self.on_step(len(envs) - int(step.filler.sum()))
 
     def _end_episodes(self, step: EnvStep) -> None:
         filler = step.filler

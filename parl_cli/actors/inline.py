@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from parl_cli.actors.base import Actor
-from parl_cli.config import option
-from parl_cli.types import Rollout, Snapshot
+from parl_cli.config import TrainConfig, option
+from parl_cli.metrics.timing import Stopwatch
+from parl_cli.types import Metrics, Rollout, Snapshot
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,20 @@ class InlineActors:
     def __init__(self, actor: Actor) -> None:
         self.actor = actor
 
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """There is nothing that could not work."""
+
+    @classmethod
+    def make(cls, recipe: Any, policy: Any) -> InlineActors:
+        """One actor for all envs, with the learner's policy."""
+        return cls(recipe.actor(policy, range(recipe.config.num_envs)))
+
+    @property
+    def watch(self) -> Stopwatch:
+        """Where the actor's time goes, which is the learner's too."""
+        return self.actor.watch
+
     def publish(self, snapshot: Snapshot) -> None:
         """By reference: the actor's policy is the learner's, so only the version is news."""
         self.actor.version = snapshot.version
@@ -37,6 +52,10 @@ class InlineActors:
     def get(self, n: int) -> list[Rollout]:
         """The next n rollouts, acted out now."""
         return [self.actor.collect() for _ in range(n)]
+
+    def metrics(self) -> Metrics:
+        """Nothing that the watch does not say."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Where every env stands."""

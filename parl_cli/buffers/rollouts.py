@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -160,12 +160,15 @@ def to_device(rollout: Rollout, device: torch.device) -> Rollout:
     """The rollout with every tensor on `device`; the same object where it is there already."""
     if rollout.obs.device == device:
         return rollout
-    moved = {}
-    for spec in dataclasses.fields(Rollout):
-        value = getattr(rollout, spec.name)
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-        elif spec.name == "extras":
-            value = {k: v.to(device, non_blocking=True) for k, v in value.items()}
-        moved[spec.name] = value
-    return Rollout(**moved)
+    return _each_tensor(rollout, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def copied(rollout: Rollout) -> Rollout:
+    """The rollout with tensors of its own."""
+    return _each_tensor(rollout, Tensor.clone)
+
+
+def _each_tensor(rollout: Rollout, change: Callable[[Tensor], Tensor]) -> Rollout:
+    changed: dict[str, Any] = {n: change(value) for n, value in vars(rollout).items() if isinstance(value, Tensor)}
+    changed["extras"] = {name: change(value) for name, value in rollout.extras.items()}
+    return dataclasses.replace(rollout, **changed)

@@ -80,4 +80,6 @@ class EpisodeSeeds:
     def __call__(self, env_id: int, episode: int) -> int:
         """The seed in [0, 2**32) with which `env_id` begins its episode number `episode`, counted from 0."""
         sequence = np.random.SeedSequence(self.run_seed, spawn_key=(self.role, env_id, episode))
+        first_env: added to every env id: what an actor's env 0 is called in the whole run.
         return int(sequence.generate_state(1, np.uint32)[0])
+    first_env: int = 0

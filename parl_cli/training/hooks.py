@@ -29,6 +29,7 @@ class MetricsHook:
         display: shows a row to a person.
         watches: stopwatches of the roles, whose parts become time shares.
         every_steps: env steps between rows; None: a row per update.
+        more: what else goes into a row, of the time since the row before.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class MetricsHook:
         display: Callable[[Metrics], None],
         watches: Iterable[Stopwatch],
         every_steps: int | None = None,
+        more: Callable[[], Metrics] = dict,
     ) -> None:
         self.sinks = sinks
         self.display = display
         self.watches = list(watches)
         self._watch = Stopwatch()
         self.every_steps = every_steps
+        self.more = more
         self.window = EpisodeWindow()
         self._earlier_s = 0.0  # training time before the clock was started
         self._started: float | None = None
@@ -85,6 +88,7 @@ class MetricsHook:
             "steps_per_s": (learner.env_steps - steps_then) / max(now - then, 1e-9),
             **self.window.metrics(),
             **metrics,
+            **self.more(),
             "memory/rss_mb": rss_mb(),
             **self._watch.shares(now - then),
         }

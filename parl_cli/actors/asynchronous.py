@@ -1,0 +1,391 @@
+"""What pools share whose actors act while the learner learns: tickets, the queue, failures, and the figures.
+
+Each of A actors owns num_envs / A envs. What it fills at a time, T steps of them, is a *fragment*; a rollout is A
+fragments side by side, the first A that were finished, whoever finished them, in the order of actors. So a rollout
+always has num_envs columns, but a fast actor may have two shares in it and a slow one none.
+
+A fragment needs a ticket. With R rollouts per update, fragment k of all (in the order of tickets) may begin once the
+weights' version ≥ ⌊k / (A·R)⌋ − max_policy_lag; it acts with the newest weights there are then. If fragments were
+finished in that order, update u would learn from fragments A·R·u to A·R·(u+1) − 1, so none would be older than
+max_policy_lag updates. One that comes later than that is dropped, and its steps are counted. Tickets go to whoever
+owes fewest rollouts: nobody waits for the slowest. With max_policy_lag=0 each update's tickets are handed out when its
+weights are published, R to each actor, which makes the run synchronous.
+
+An actor that fails is reported and replaced, max_restarts times in all. The new one, its next *incarnation*, begins
+new episodes: seeds are not used twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from parl_cli import errors
+from parl_cli.actors.slots import Status
+from parl_cli.actors.worker import Failed, Filled, Ready
+from parl_cli.buffers.rollouts import concatenate
+from parl_cli.config import TrainConfig, option
+from parl_cli.errors import ConfigError, EnvError, ParlError
+from parl_cli.metrics.timing import Stopwatch
+from parl_cli.types import Episode, Metrics, Rollout, Snapshot
+from parl_cli.vectorizers.calls import span, split
+
+log = logging.getLogger(__name__)
+
+
+MAX_AHEAD = 2  # rollouts an actor may be ahead, whatever the lag: the queue is there to smooth, not to fill
+
+
+@dataclass(frozen=True)
+class AsyncActorsConfig:
+    """What such pools have in common."""
+
+    num_actors: int | None = option(None, "actors; null: as many as cores are left by the learner, or 1", ge=1)
+    max_policy_lag: int = option(1, "updates that acting weights may be old when they are learned from", ge=0)
+    max_restarts: int = option(3, "actors that may fail and be replaced, in all, before it is an error", ge=0)
+    start_timeout_s: float = option(120.0, "seconds an actor may take to start and to make and reset its envs", gt=0)
+    step_timeout_s: float = option(120.0, "seconds an actor may take for one step of its envs", gt=0)
+
+
+@dataclass(eq=False)
+class Running:
+    """One actor that lives, as its pool sees it."""
+
+    index: int
+    incarnation: int
+    envs: range
+    status: Status
+    free: list[int]  # slots that it may be given a ticket for
+    owed: deque[int] = field(default_factory=deque)  # slots of the tickets it has
+    ready: bool = False
+    delivered_steps: int = 0
+    seen: tuple[int, float] = (0, 0.0)  # its steps, and when they were seen to change
+
+    def __str__(self) -> str:
+        version = int(self.status.version[0])
+        acting = f", weights of update {version}" if version >= 0 else ""
+        return f"actor {self.index} ({span(self.envs)}, incarnation {self.incarnation}{acting})"
+
+
+@dataclass(frozen=True)
+class _Fragment:
+    actor: Running
+    slot: int
+    version: int
+    rollout: Rollout
+
+
+class AsyncActors:
+    """An actor pool whose subclass says how an actor is started, given a ticket, heard and ended.
+
+    Args:
+        config: an `AsyncActorsConfig`, with its `num_actors` filled in.
+        num_envs: N, of all actors.
+
+    Attributes:
+        watch: the learner's waiting.
+        num_slots: rollouts that an actor may have begun or finished at a time.
+    """
+
+    def __init__(self, config: Any, num_envs: int) -> None:
+        self.num_actors: int = config.num_actors
+        self.max_policy_lag: int = config.max_policy_lag
+        self.max_restarts: int = config.max_restarts
+        self.start_timeout_s: float = config.start_timeout_s
+        self.step_timeout_s: float = config.step_timeout_s
+        self.num_slots = min(self.max_policy_lag, MAX_AHEAD) + 1
+        self.watch = Stopwatch()
+        self.restarts = 0
+        self._episode_numbers = np.full(num_envs, -1, np.int64)  # where actors begin that are not started yet
+        self._acted = np.zeros(num_envs, np.uint64)
+        self._shares = split(num_envs, self.num_actors)
+        self._actors: list[Any] = []  # `Running`s; none before the first weights
+        self._closed = False
+        self._version = -1
+        self._per_update = 1  # R
+        self._learning = 0  # fragments handed to the learner since the last weights
+        self._queue: deque[_Fragment] = deque()
+        self._unsaid_steps = 0  # dropped, and not told with a rollout yet
+        self._unsaid_episodes: list[Episode] = []
+        self._depths: list[int] = []  # fragments that were waiting whenever the learner asked
+        self._seconds = Stopwatch()  # of all actors
+        self._wall_s = 0.0  # of all actors
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """Refuse what cannot work before anything is written.
+
+        Raises:
+            ConfigError: envs that cannot be shared out evenly.
+        """
+        num_envs, num_actors = config.num_envs, config.actors.num_actors
+        if num_actors > num_envs:
+            raise ConfigError(f"actors.num_actors={num_actors}: at most one per env, num_envs={num_envs}")
+        if num_envs % num_actors:
+            more = -(-num_envs // num_actors) * num_actors
+            raise ConfigError(
+                f"num_envs={num_envs}: must divide by actors.num_actors={num_actors}; try num_envs={more}"
+            )
+
+    # ---- hooks of the subclasses ----
+
+    def _start(self, index: int, incarnation: int, begin: Callable[[Any], Status]) -> Any:
+        """Start an actor; `begin(buffer)` puts its status at the beginning of a buffer."""
+        raise NotImplementedError
+
+    def _tell(self, actor: Any, ticket: int) -> None:
+        """Give it a ticket; nothing happens if it is dead."""
+        raise NotImplementedError
+
+    def _hear(self, timeout_s: float) -> list[tuple[Any, Any]]:
+        """What actors have to say, waiting for the first of it; empty when the time is up."""
+        raise NotImplementedError
+
+    def _abandon(self, actor: Any) -> str:
+        """Give up on one that hangs; returns what became of it."""
+        raise NotImplementedError
+
+    def _bury(self, actor: Any) -> None:
+        """Release what one held that failed or was given up on; what it delivered stays valid."""
+        raise NotImplementedError
+
+    def _end(self) -> list[str]:
+        """End all actors in bounded time; returns the faults of envs in `close`."""
+        raise NotImplementedError
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        """Put new weights where actors find them."""
+        raise NotImplementedError
+
+    def _rollout(self, actor: Any, filled: Filled) -> Rollout:
+        """The rollout that was filled; it may be a view, valid until the slot's next ticket."""
+        raise NotImplementedError
+
+    def _own(self, rollout: Rollout) -> Rollout:
+        """The rollout for good."""
+        raise NotImplementedError
+
+    # ---- the pool ----
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Give actors new weights, and tickets for what may be acted with them; the first ones start them."""
+        self._publish(snapshot)
+        self._version = snapshot.version
+        self._learning = 0
+        if not self._actors:
+            self._start_all()
+        self._hand_out()
+
+    def get(self, n: int) -> list[Rollout]:
+        """The next n rollouts.
+
+        Raises:
+            ParlError: of the class that an actor failed with, once `max_restarts` is used up.
+        """
+        self._per_update = n
+        self._hand_out()
+        self._take_in(0.0)
+        self._depths.append(len(self._queue))
+        return [self._next() for _ in range(n)]
+
+    def metrics(self) -> Metrics:
+        """What actors did since the last call."""
+        whole = max(self._wall_s, sum(self._seconds.seconds.values()), 1e-9)
+        shares = {part: self._seconds.seconds[part] / whole for part in ("env", "act", "wait")}
+        depth = sum(self._depths) / max(len(self._depths), 1) / self.num_actors
+        self._seconds.take()
+        self._wall_s, self._depths = 0.0, []
+        return {
+            **{f"actors/{part}_share": share for part, share in shares.items()},
+            "actors/other_share": max(0.0, 1.0 - sum(shares.values())),
+            "actors/queue_depth": depth,
+            "actors/restarts": self.restarts,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which episode each env is in. What was acted and not learned from yet is not saved."""
+        self._note_progress()
+        return {
+            "episode_numbers": torch.from_numpy(self._episode_numbers.copy()),
+            "acted": torch.from_numpy(self._acted.astype(np.int64)),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, replay: bool = True) -> None:
+        """Go on with new episodes, in every env, after those that had begun.
+
+        Args:
+            state: from `state_dict`.
+            replay: makes no difference: which actions unfinished episodes were made of is not known.
+
+        Raises:
+            ValueError: the state is not one of such a pool (it may come from a file).
+        """
+        arrays = {name: state[name].numpy() for name in ("episode_numbers", "acted")}
+        for name, array in arrays.items():
+            if array.shape != self._acted.shape or array.dtype != np.int64 or array.min() < -1:
+                raise ValueError(
+                    f"{name} of {array.dtype} {list(array.shape)}: these envs need {len(self._acted)} counts"
+                )
+        self._stop_all()
+        self._episode_numbers, self._acted = arrays["episode_numbers"].copy(), arrays["acted"].astype(np.uint64)
+        log.warning("actors work on their own: every env begins a new episode, so the run goes on, but not bit for bit")
+
+    def close(self) -> None:
+        """End all actors within a few seconds; may be called again, and after any error.
+
+        Raises:
+            EnvError: an env raised in its own `close` (everything is released all the same).
+        """
+        self._closed = True
+        faults = self._stop_all()
+        if faults:
+            raise EnvError(faults[0])
+
+    # ---- tickets and the queue ----
+
+    def _hand_out(self) -> None:
+        """Tickets for as many fragments as may be under way, waiting, or learned from at this version."""
+        allowed = (self.max_policy_lag + 1) * self.num_actors * self._per_update
+        taken = sum(len(actor.owed) for actor in self._actors) + len(self._queue) + self._learning
+        for _ in range(taken, allowed):
+            actor = min((a for a in self._actors if a.free), key=lambda a: len(a.owed), default=None)
+            if actor is None:
+                return
+            if not actor.owed:
+                actor.seen = (int(actor.status.steps[0]), time.monotonic())
+            actor.owed.append(actor.free.pop())
+            self._tell(actor, actor.owed[-1])
+
+    def _next(self) -> Rollout:
+        """A rollout of the first fragments that are not too old."""
+        chosen: list[_Fragment] = []
+        while len(chosen) < self.num_actors:
+            if not self._queue:
+                self._wait()
+                continue
+            fragment = self._queue.popleft()
+            if fragment.version < self._version - self.max_policy_lag:
+                self._drop(fragment)
+            else:
+                chosen.append(fragment)
+                self._learning += 1
+        chosen.sort(key=lambda fragment: fragment.actor.index)
+        parts = [fragment.rollout for fragment in chosen]
+        rollout = self._own(parts[0]) if len(parts) == 1 else concatenate(parts)
+        for fragment in chosen:
+            fragment.actor.free.append(fragment.slot)
+        rollout.dropped_steps += self._unsaid_steps
+        self._unsaid_steps = 0
+        rollout.episodes, self._unsaid_episodes = self._unsaid_episodes + rollout.episodes, []
+        self._hand_out()  # more rollouts may be asked for than there are slots
+        return rollout
+
+    def _drop(self, fragment: _Fragment) -> None:
+        self._unsaid_steps += fragment.rollout.num_env_steps + fragment.rollout.dropped_steps
+        self._unsaid_episodes += fragment.rollout.episodes  # they were played all the same
+        fragment.actor.free.append(fragment.slot)
+        self._hand_out()
+
+    def _wait(self) -> None:
+        """Wait for some actor, for as long as every one of them may still be working."""
+        busy = [actor for actor in self._actors if actor.owed]
+        if not busy:
+            raise ParlError(
+                f"get without publish: with max_policy_lag={self.max_policy_lag} nothing more may be acted before new "
+                "weights are published"
+            )
+        started = perf_counter()
+        until = min(actor.seen[1] + self._patience_s(actor) for actor in busy)
+        self._take_in(max(0.0, until - time.monotonic()))
+        self._look_for_hangs()
+        self.watch.add("wait", perf_counter() - started)
+
+    def _take_in(self, timeout_s: float) -> None:
+        for actor, said in self._hear(timeout_s):
+            if self._actors[actor.index] is not actor:
+                continue  # it was replaced
+            if isinstance(said, Filled):
+                self._take_in_fragment(actor, said)
+            elif isinstance(said, Ready):
+                actor.ready = True
+                actor.seen = (0, time.monotonic())
+            else:
+                self._replace(actor, said)
+
+    def _take_in_fragment(self, actor: Running, said: Filled) -> None:
+        actor.owed.popleft()
+        rollout = self._rollout(actor, said)
+        rollout.dropped_steps = said.dropped_steps
+        actor.delivered_steps += rollout.num_env_steps + said.dropped_steps
+        self._queue.append(_Fragment(actor, said.slot, said.version, rollout))
+        self._seconds.merge(said.seconds)
+        self._wall_s += said.wall_s
+
+    # ---- starting, failing, ending ----
+
+    def _start_all(self) -> None:
+        if self._closed:
+            raise ParlError("this actor pool is closed: make a new one")
+        try:
+            for index in range(self.num_actors):
+                self._actors.append(self._started(index, 0))
+        except BaseException:
+            self._stop_all()
+            raise
+
+    def _started(self, index: int, incarnation: int) -> Any:
+        envs = self._shares[index]
+        numbers, acted = self._episode_numbers[envs.start : envs.stop], self._acted[envs.start : envs.stop]
+        actor = self._start(index, incarnation, lambda buffer: Status.begin(buffer, numbers, acted))
+        actor.seen = (0, time.monotonic())
+        return actor
+
+    def _patience_s(self, actor: Running) -> float:
+        return self.step_timeout_s if actor.ready else self.start_timeout_s
+
+    def _look_for_hangs(self) -> None:
+        now = time.monotonic()
+        for actor in [actor for actor in self._actors if actor.owed]:
+            steps, since = actor.seen
+            if actor.status.steps[0] != steps:
+                actor.seen = (int(actor.status.steps[0]), now)
+            elif now - since >= self._patience_s(actor):
+                key = "step_timeout_s" if actor.ready else "start_timeout_s"
+                limit = f"actors.{key}={self._patience_s(actor):g}"
+                self._replace(actor, Failed("WorkerError", f"did not answer within {limit}; {self._abandon(actor)}"))
+
+    def _replace(self, actor: Running, failed: Failed) -> None:
+        """Put a new actor in a failed one's place, or raise what it failed with."""
+        error = getattr(errors, failed.error)(f"{actor}: {failed.text}")
+        self._bury(actor)
+        self._note_progress()
+        self._unsaid_steps += max(0, int(actor.status.steps[0]) - actor.delivered_steps)
+        hopeless = isinstance(error, ConfigError) or not (actor.ready or actor.incarnation)
+        if hopeless or self.restarts >= self.max_restarts:
+            raise error
+        self.restarts += 1
+        log.warning("%s\nreplaced, %d of actors.max_restarts=%d", error, self.restarts, self.max_restarts)
+        self._actors[actor.index] = self._started(actor.index, actor.incarnation + 1)
+        self._hand_out()
+
+    def _note_progress(self) -> None:
+        for actor in self._actors:
+            envs = slice(actor.envs.start, actor.envs.stop)
+            self._episode_numbers[envs] = actor.status.episode_numbers
+            self._acted[envs] = actor.status.acted
+
+    def _stop_all(self) -> list[str]:
+        self._note_progress()
+        faults = self._end()
+        self._actors.clear()
+        self._queue.clear()
+        self._learning = 0
+        return faults
