@@ -72,14 +72,14 @@ class EpisodeSeeds:
     Args:
         run_seed: the seed of the run, not negative.
         role: TRAIN_ROLE, EVAL_ROLE or TEST_ROLE: none of them sees another's seeds on purpose.
+        first_env: added to every env id: what an actor's env 0 is called in the whole run.
     """
 
     run_seed: int
     role: int = TRAIN_ROLE
+    first_env: int = 0
 
     def __call__(self, env_id: int, episode: int) -> int:
         """The seed in [0, 2**32) with which `env_id` begins its episode number `episode`, counted from 0."""
-        sequence = np.random.SeedSequence(self.run_seed, spawn_key=(self.role, env_id, episode))
-        first_env: added to every env id: what an actor's env 0 is called in the whole run.
+        sequence = np.random.SeedSequence(self.run_seed, spawn_key=(self.role, self.first_env + env_id, episode))
         return int(sequence.generate_state(1, np.uint32)[0])
-    first_env: int = 0
