@@ -1,7 +1,8 @@
 """A few worker processes with many envs each, and shared memory for everything that a step gives.
 
-Per step and worker there is one byte each way over a pipe, whatever the number of envs; that is what makes a process
-pay even for envs of a few microseconds. End-of-file on that pipe, or the process's sentinel, is the death notice.
+Per step and worker there is one call and one answer, whatever the number of envs: a flag in shared memory while the
+other side looks (see `bells`), a byte in a pipe where it sleeps. That is what makes a process pay even for envs of a
+few microseconds. End-of-file on that pipe, or the process's sentinel, is the death notice.
 
 Workers are spawned (or forked by a fork server), never forked from this process: a fork copies locks that another
 thread holds, and CUDA cannot be used after it.
@@ -11,13 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import pickle
-import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker, util
+from multiprocessing import util
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal
@@ -28,8 +27,10 @@ from gymnasium.vector import AutoresetMode
 from parl_cli import errors
 from parl_cli.config import option
 from parl_cli.errors import ConfigError, suggest
+from parl_cli.vectorizers import bells, processes
 from parl_cli.vectorizers import worker as protocol
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
+from parl_cli.vectorizers.bells import Bells
 from parl_cli.vectorizers.blocks import Blocks, Layout, buffer_size
 from parl_cli.vectorizers.calls import Reply, available_cores, span
 from parl_cli.vectorizers.group import EpisodeSeed
@@ -37,8 +38,8 @@ from parl_cli.vectorizers.shared import SharedMemory
 from parl_cli.vectorizers.waiting import Waiter
 
 _CLOSE_TIMEOUT_S = 3.0
+_LONGEST_LOOK_S = 50e-6  # of the parent: who looks long looks busy, and the system may put both workers on one core
 _KILL_TIMEOUT_S = 2.0
-_STACK_TIMEOUT_S = 0.2
 
 
 class SubprocessVectorizer(Vectorizer):
@@ -55,7 +56,7 @@ class SubprocessVectorizer(Vectorizer):
             60.0, "seconds a worker may take for one step of its envs; then it is killed", gt=0
         )
         max_restarts: int = option(0, "workers that may fail and be replaced; their envs begin new episodes", ge=0)
-        spin_us: float = option(0.0, "microseconds to wait awake before sleeping; pays with idle cores only", ge=0)
+        spin_us: float = option(1000.0, "microseconds to look for a call or an answer before sleeping", ge=0, le=1e6)
         context: Literal["spawn", "forkserver"] = option("spawn", "how workers start; forkserver is not on Windows")
 
     def __init__(
@@ -68,7 +69,7 @@ class SubprocessVectorizer(Vectorizer):
         start_timeout_s: float = 120.0,
         step_timeout_s: float = 60.0,
         max_restarts: int = 0,
-        spin_us: float = 0.0,
+        spin_us: float = 1000.0,
         context: str = "spawn",
         **parts: Any,
     ) -> None:
@@ -77,10 +78,14 @@ class SubprocessVectorizer(Vectorizer):
             raise ConfigError(f"vectorizer.context={context}: {suggest(context, allowed)}")
         self._context: Any = multiprocessing.get_context(context)
         self._spin_us = spin_us
+        self._look_s = min(spin_us * 1e-6, _LONGEST_LOOK_S)
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         self._waiters: list[Waiter] = []  # one per worker
         self._memory: SharedMemory | None = None
+        self._bells: Bells | None = None
+        self._bells_place: tuple[int, int, int] = (0, 0, 0)
+        self._rung: list[bool] = []  # by section: a step that a bell asked for, and will answer
         # multiprocessing waits at exit, without a limit, for processes that still run; this comes first
         self._finalizer = util.Finalize(self, _end, (self._processes, self._connections), exitpriority=10)
         super().__init__(
@@ -100,22 +105,16 @@ class SubprocessVectorizer(Vectorizer):
             process, connection = self._start_process(worker, payload)
             self._processes.append(process)
             self._connections.append(connection)
-            self._waiters.append(Waiter([connection, process.sentinel], self._spin_us))
+            self._waiters.append(Waiter([connection, process.sentinel]))
         self._waiter_of_all = self._wait_for_all()
+        self._lock_step = self.batch_size == self.num_envs
+        self._rung = [False] * len(self.slices)
 
     def _start_process(self, worker: int, payload: bytes) -> tuple[BaseProcess, Connection]:
-        with _one_thread_each(), _signals_held():
-            ours, theirs = self._context.Pipe()
-            # not daemonic: an env may start processes of its own
-            process = self._context.Process(
-                target=protocol.main, args=(theirs, payload), name=f"parl-envs-{worker}", daemon=False
-            )
-            process.start()
-            theirs.close()  # or this process would hold the pipe open, and never read end-of-file
-        return process, ours
+        return processes.start(self._context, protocol.main, payload, f"parl-envs-{worker}")
 
     def _wait_for_all(self) -> Waiter:
-        return Waiter([*self._connections, *(process.sentinel for process in self._processes)], self._spin_us)
+        return Waiter([*self._connections, *(process.sentinel for process in self._processes)])
 
     def _payload(self, worker: int) -> bytes:
         sections = [self.slices[section] for section in self._sections_of(worker)]
@@ -123,7 +122,7 @@ class SubprocessVectorizer(Vectorizer):
             (self.env_fns[ids.start : ids.stop], ids.start, self.autoreset_mode, self.episode_seed) for ids in sections
         ]
         try:
-            return cloudpickle.dumps((makes, self._spin_us))
+            return cloudpickle.dumps(makes)
         except Exception as error:
             raise ConfigError(
                 f"{span(self._envs_of(worker))}: the factories or episode_seed cannot be sent to a process "
@@ -131,13 +130,18 @@ class SubprocessVectorizer(Vectorizer):
             ) from None
 
     def _allocate(self, layout: Layout) -> Blocks:
-        self._memory = SharedMemory(buffer_size(layout))
+        place = (buffer_size(layout), len(self.slices), len(self._processes))  # of the bells: behind the blocks
+        self._memory = SharedMemory(place[0] + Bells.size(*place[1:]))
+        if bells.AVAILABLE and self._spin_us:
+            self._bells_place = place
+            self._bells = Bells(self._memory.buffer, *place)
         return Blocks.over(self._memory.buffer, layout)
 
     def _attach(self, section: int) -> None:
         assert self._memory is not None
         worker = section // self.num_groups
-        self._submit(section, "attach", (self._memory.size, self._layout, self.slices[section]))
+        listen = None if self._bells is None else (worker, self._spin_us, self._lock_step, *self._bells_place)
+        self._submit(section, "attach", (self._memory.size, self._layout, self.slices[section], listen))
         try:
             self._memory.send(self._connections[worker], self._processes[worker].pid)
         except OSError:
@@ -152,14 +156,24 @@ class SubprocessVectorizer(Vectorizer):
         connection.close()
         process, connection = self._start_process(worker, self._payload(worker))
         self._processes[worker], self._connections[worker] = process, connection
-        self._waiters[worker] = Waiter([connection, process.sentinel], self._spin_us)
+        self._waiters[worker] = Waiter([connection, process.sentinel])
         self._waiter_of_all = self._wait_for_all()
+        for section in self._sections_of(worker):
+            self._rung[section] = False
+            if self._bells is not None:
+                self._bells[section] = bells.QUIET
 
     def _submit(self, section: int, method: str, args: tuple) -> None:
         worker, index = divmod(section, self.num_groups)
-        if method == "step" and args == (None, False):
-            message = bytes((protocol.STEP, index))
-        else:
+        whole_step = method == "step" and args == (None, False)
+        message = bytes((protocol.STEP, index))
+        if whole_step and self._bells is not None:
+            self._bells[section] = bells.RUNG
+            self._rung[section] = True
+            if not self._bells.is_asleep(worker):
+                return
+            message = bytes((protocol.NUDGE, index))
+        elif not whole_step:
             message = bytes((protocol.CALL, index)) + cloudpickle.dumps((method, args))
         try:
             self._connections[worker].send_bytes(message)
@@ -169,8 +183,14 @@ class SubprocessVectorizer(Vectorizer):
     def _replies(self, timeout_s: float) -> list[Reply]:
         # in lock-step all must answer, so one is waited for at a time: this process is woken less often
         late = [section // self.num_groups for section, owed in enumerate(self._owed) if owed]
-        one = self.batch_size == self.num_envs
-        ready = (self._waiters[late[0]] if one else self._waiter_of_all).wait(timeout_s)
+        one = self._lock_step
+        waiter = self._waiters[late[0]] if one else self._waiter_of_all
+        if self._bells is not None and any(self._rung):
+            parent = self._bells.num_workers
+            if heard := self._bells.watch(self._heard, parent, self._waiter_of_all, self._look_s, timeout_s):
+                return heard
+            timeout_s = 0.0
+        ready = waiter.wait(timeout_s)
         replies = []
         for worker in sorted(set(late[:1] if one else late)):
             connection = self._connections[worker]
@@ -178,23 +198,35 @@ class SubprocessVectorizer(Vectorizer):
                 replies.append(self._read(worker))
             elif self._processes[worker].sentinel in ready:
                 # it is dead, but its last words may have come since, and count
-                if _has_more(connection):
+                if processes.has_more(connection):
                     replies.append(self._read(worker))
                 else:
                     self._report_death(worker)
         return [reply for reply in replies if reply is not None]
 
+    def _heard(self) -> list[Reply]:
+        """What the bells answer; a failure's text is left to the pipe."""
+        assert self._bells is not None
+        quiet = [s for s, rung in enumerate(self._rung) if rung and self._bells[s] == bells.QUIET]
+        for section in quiet:
+            self._rung[section] = False
+        return [(section, None) for section in quiet]
+
     def _read(self, worker: int) -> Reply | None:
+        """A worker's message; None where it only woke us, or the worker is dead and was replaced."""
         try:
             message = self._connections[worker].recv_bytes()
         except (EOFError, OSError):
             self._report_death(worker)
             return None
         kind, section = message[0], worker * self.num_groups + message[1]
+        if kind == protocol.NUDGE:
+            return None
         if kind == protocol.DONE:
             return section, None
         if kind == protocol.RESULT:
             return section, pickle.loads(message[2:])
+        self._rung[section] = False
         name, _, text = message[2:].decode().partition("\n")
         if name == "WorkerError":
             text = f"worker {worker} ({span(self._envs_of(worker))}) {text}"
@@ -204,18 +236,10 @@ class SubprocessVectorizer(Vectorizer):
         process = self._processes[worker]
         process.join(_KILL_TIMEOUT_S)
         when = "" if self._started else " before it was ready"
-        self._lose(worker, _cause_of_death(process.exitcode) + when)
+        self._lose(worker, processes.cause_of_death(process.exitcode) + when)
 
     def _abandon(self, worker: int) -> str:
-        process = self._processes[worker]
-        fate = "it was killed"
-        if protocol.STACK_SIGNAL is not None and self._started and process.pid is not None:
-            with contextlib.suppress(OSError):
-                os.kill(process.pid, protocol.STACK_SIGNAL)  # it writes to its standard error where it is
-                process.join(_STACK_TIMEOUT_S)
-                fate += "; above is where it was"
-        process.kill()
-        return fate
+        return processes.kill_showing_stack(self._processes[worker])
 
     def _stop(self) -> list[str]:
         if self._memory is not None:
@@ -223,33 +247,26 @@ class SubprocessVectorizer(Vectorizer):
         return self._finalizer() or []
 
 
-def _end(processes: list[BaseProcess], connections: list[Connection]) -> list[str]:
+def _end(workers: list[BaseProcess], connections: list[Connection]) -> list[str]:
     """Ask every worker to close its envs, wait a little, kill who is left. Returns what went wrong in the envs."""
     faults = []
     for connection in connections:
         with contextlib.suppress(OSError):  # it is dead already
             connection.send_bytes(bytes((protocol.CALL, 0)) + pickle.dumps(("close", ())))
     deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-    for process, connection in zip(processes, connections, strict=False):
+    for process, connection in zip(workers, connections, strict=False):
         faults += _last_words(connection, deadline)
         process.join(max(0.0, deadline - time.monotonic()))
-    for process in processes:
+    for process in workers:
         if process.is_alive():
             process.kill()
-    for process in processes:
+    for process in workers:
         process.join(_KILL_TIMEOUT_S)
         if not process.is_alive():
             process.close()
     for connection in connections:
         connection.close()
     return faults
-
-
-def _has_more(connection: Connection) -> bool:
-    try:
-        return connection.poll()
-    except OSError:
-        return False
 
 
 def _last_words(connection: Connection, deadline: float) -> list[str]:
@@ -261,47 +278,3 @@ def _last_words(connection: Connection, deadline: float) -> list[str]:
             if message[0] == protocol.ERROR and b"failed in close" in message.partition(b"\n\n")[0]:
                 faults.append(message[2:].decode().partition("\n")[2])
     return faults
-
-
-def _cause_of_death(exitcode: int | None) -> str:
-    if exitcode is None:
-        return "closed its pipe and does not answer"
-    if exitcode >= 0:
-        hint = "; its own output says more"
-        if exitcode == 1:
-            hint += '. A script that starts workers does so under `if __name__ == "__main__":`'
-        return f"exited with code {exitcode}{hint}"
-    try:
-        name = signal.Signals(-exitcode).name
-    except ValueError:
-        name = f"signal {-exitcode}"
-    return f"was killed by {name}" + (", often a sign of too little memory," if name == "SIGKILL" else "")
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """The environment that workers inherit: one thread for each maths library."""
-    before = {name: os.environ.get(name) for name in protocol.THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold back Ctrl-C while workers start: they inherit this until they ignore it, so none dies of it half-made."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    resource_tracker.ensure_running()  # the first start would start it, and that lets these signals through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import select
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from multiprocessing import connection as mp_connection
 from typing import Any
-
-_give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to whoever wants this core
 
 
 class Waiter:
@@ -21,13 +17,10 @@ class Waiter:
 
     Args:
         sources: connections, or process sentinels.
-        spin_us: microseconds to look again and again before falling asleep: whoever is awake need not be woken, but
-            keeps a core busy.
     """
 
-    def __init__(self, sources: Sequence[Any], spin_us: float = 0.0) -> None:
+    def __init__(self, sources: Sequence[Any]) -> None:
         self._sources = list(sources)
-        self._spin_s = spin_us * 1e-6
         self._poll: Any = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
@@ -37,15 +30,6 @@ class Waiter:
 
     def wait(self, timeout_s: float = math.inf) -> list[Any]:
         """The sources that have something to say (or are at their end); empty when the time is up."""
-        if self._spin_s:
-            until = time.perf_counter() + min(self._spin_s, timeout_s)
-            while time.perf_counter() < until:
-                if ready := self._look(0.0):
-                    return ready
-                _give_way()
-        return self._look(timeout_s)
-
-    def _look(self, timeout_s: float) -> list[Any]:
         if self._poll is None:
             return mp_connection.wait(self._sources, None if timeout_s == math.inf else timeout_s)
         milliseconds = None if timeout_s == math.inf else math.ceil(timeout_s * 1000)

@@ -30,8 +30,9 @@ from tests.helpers.stubs import (
     make_vectorizer,
     weights_hash,
 )
+from tests.helpers.vectorizers import of_python_envs
 
-VECTORIZERS = [registry.load("vectorizer", name) for name in registry.names("vectorizer")] + [ShuffledVectorizer]
+VECTORIZERS = [registry.load("vectorizer", name) for name in of_python_envs(lock_step=True)] + [ShuffledVectorizer]
 NUM_ENVS = 5
 
 
@@ -182,7 +183,7 @@ def test_several_rollouts_per_update_are_learned_from_side_by_side():
     assert (learner.updates, learner.env_steps) == (2, 256)
 
 
-@pytest.mark.parametrize("name", registry.names("vectorizer"))
+@pytest.mark.parametrize("name", of_python_envs(lock_step=True))
 def test_an_actor_resumes_bit_for_bit(name):
     make = functools.partial(make_vectorizer, [CountingEnv] * 4, registry.load("vectorizer", name))
     policy = make_policy(spec_of(CountingEnv()))

@@ -31,8 +31,9 @@ from parl_cli.envs.toy import (
 )
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.vectorizers import SubprocessVectorizer
+from tests.helpers.vectorizers import of_python_envs
 
-NAMES = registry.names("vectorizer")
+NAMES = of_python_envs()
 SAME_STEP = AutoresetMode.SAME_STEP
 every_vectorizer = pytest.mark.parametrize("name", NAMES)
 
@@ -40,6 +41,7 @@ every_vectorizer = pytest.mark.parametrize("name", NAMES)
 def make(name, env_fns, **options):
     options.setdefault("autoreset_mode", SAME_STEP)
     options.setdefault("episode_seed", counting_seed)
+    options.setdefault("batch_size", len(env_fns))  # all envs: lock-step, also where the first to answer could do
     cls = registry.load("vectorizer", name)
     known = {field.name for field in dataclasses.fields(cls.Config)} | {"autoreset_mode", "episode_seed"}
     return cls(env_fns, **{key: value for key, value in options.items() if key in known})

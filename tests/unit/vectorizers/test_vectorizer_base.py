@@ -1,18 +1,19 @@
 import dataclasses
 import inspect
+import itertools
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from parl_cli import registry
 from parl_cli.config import parse_component, to_plain
 from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, counting_seed
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
-from parl_cli.vectorizers import SerialVectorizer, ThreadVectorizer
+from parl_cli.vectorizers import SerialVectorizer, ThreadVectorizer, Vectorizer
 
 CONF = Path(__file__).parents[3] / "conf" / "vectorizer"
 IN_PROCESS = pytest.mark.parametrize("cls", [SerialVectorizer, ThreadVectorizer])
@@ -29,10 +30,13 @@ def test_yaml_config_and_constructor_name_the_same_options(name):
     config = parse_component("vectorizer", values)
     assert to_plain(config) == to_plain(cls.Config()) == values
     options = {f.name: f.default for f in dataclasses.fields(cls.Config) if f.name != "name"}
-    parameters = inspect.signature(cls.__init__).parameters
+    named = {}
+    for base in itertools.takewhile(lambda base: base not in (Vectorizer, VectorWrapper), cls.__mro__):
+        # a subclass hands on what it does not name
+        named |= inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
     shared = {"self", "env_fns", "autoreset_mode", "episode_seed"}
-    named = {key: p for key, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-    assert {key: p.default for key, p in named.items() if key not in shared} == options
+    named = {key: p.default for key, p in named.items() if p.kind is not p.VAR_KEYWORD}
+    assert {key: default for key, default in named.items() if key not in shared} == options
 
 
 @IN_PROCESS
