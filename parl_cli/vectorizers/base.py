@@ -122,6 +122,7 @@ class Vectorizer(GymnasiumFace):
         self.observation_space = self._batched(first.observation_space)
         self.action_space = self._batched(first.action_space)
         self._blocks = self._allocate(self._layout)
+        self._blocks.episode_numbers[:] = -1
         self._none_ended = (
             self._blocks.final_obs[:0],
             self._blocks.episode_return[:0],

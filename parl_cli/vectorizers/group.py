@@ -93,7 +93,6 @@ class EnvGroup:
         self._return = np.zeros(lead, np.float64)
         self._length = np.zeros(n, np.int64)
         blocks.mask[:] = True
-        blocks.episode_numbers[:] = -1
 
     def begin(self) -> None:
         """Reset every env into the episode that its row of `episode_numbers` names."""

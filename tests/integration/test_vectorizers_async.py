@@ -1,0 +1,211 @@
+"""First-ready batches, groups of envs, and workers that are replaced."""
+
+import dataclasses
+import multiprocessing
+import time
+from functools import partial
+
+import numpy as np
+import psutil
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, counting_seed
+from parl_cli.errors import ConfigError, EnvError, WorkerError
+from parl_cli.vectorizers import AsyncVectorizer, SubprocessVectorizer, bells
+
+SAME_STEP = AutoresetMode.SAME_STEP
+
+
+def make(cls, env_fns, **options):
+    return cls(env_fns, autoreset_mode=SAME_STEP, episode_seed=counting_seed, **options)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    yield
+    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+
+
+@pytest.fixture(params=["bells", "pipe"])
+def way(request, monkeypatch):
+    """Both ways in which a step is asked for: flags in shared memory, and the portable pipe."""
+    monkeypatch.setattr(bells, "AVAILABLE", request.param == "bells")
+    return request.param
+
+
+def drive(vectorizer, env_steps):
+    """Act on whoever is ready; each env's steps in the order they came: {env: [(obs, reward, mask, ended)]}."""
+    seen = {env: [] for env in range(vectorizer.num_envs)}
+    vectorizer.begin()
+    vectorizer.send(np.zeros(vectorizer.num_envs, int))
+    while min(map(len, seen.values())) < env_steps:
+        step = vectorizer.recv()
+        for row, env in enumerate(step.env_ids.tolist()):
+            seen[env].append(
+                (step.obs[row].tolist(), float(step.reward[row]), bool(step.mask[row]), bool(step.ended[row]))
+            )
+        vectorizer.send(np.zeros(len(step.env_ids), int), step.env_ids)
+    vectorizer.close()
+    return seen
+
+
+@pytest.mark.parametrize(("num_workers", "num_groups"), [(1, 1), (1, 2), (2, 2), (2, 3), (3, 1)])
+def test_every_env_lives_the_life_it_has_in_lock_step(num_workers, num_groups, way):
+    alone = drive(make(SubprocessVectorizer, [CountingEnv] * 6, num_workers=1), 11)
+    seen = drive(make(AsyncVectorizer, [CountingEnv] * 6, num_workers=num_workers, num_groups=num_groups), 11)
+    assert {env: life[:11] for env, life in seen.items()} == {env: life[:11] for env, life in alone.items()}
+
+
+def test_a_slow_env_keeps_no_other_worker_waiting(way):
+    env_fns = [partial(SleepEnv, step_s=0.3), *[CountingEnv] * 3]
+    vectorizer = make(AsyncVectorizer, env_fns, num_workers=4, num_groups=1, batch_size=1)
+    seen = dict.fromkeys(range(4), 0)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(4, int))
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        step = vectorizer.recv()
+        for env in step.env_ids.tolist():
+            seen[env] += 1
+        vectorizer.send(np.zeros(len(step.env_ids), int), step.env_ids)
+    vectorizer.close()
+    assert seen[0] <= 4
+    assert min(seen[1], seen[2], seen[3]) > 10 * seen[0]
+
+
+def test_recv_waits_for_a_batch_of_whole_groups(way):
+    vectorizer = make(AsyncVectorizer, [CountingEnv] * 8, num_workers=2, num_groups=2, batch_size=3)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(8, int))
+    got = [vectorizer.recv().env_ids.tolist()]
+    while sum(map(len, got)) < 8:
+        got.append(vectorizer.recv().env_ids.tolist())
+    assert all(len(ids) >= 3 or ids is got[-1] for ids in got)
+    assert all(ids == sorted(ids) for ids in got)
+    groups = [{0, 1}, {2, 3}, {4, 5}, {6, 7}]
+    assert all(group <= set(ids) or not group & set(ids) for ids in got for group in groups)
+    assert sorted(env for ids in got for env in ids) == list(range(8))
+    vectorizer.close()
+
+
+def test_an_env_that_raises_is_named_after_the_others_have_answered(way):
+    env_fns = [CountingEnv, CountingEnv, CountingEnv, partial(FaultyEnv, raise_at=2)]
+    vectorizer = make(AsyncVectorizer, env_fns, num_workers=2, num_groups=2)
+    with pytest.raises(EnvError, match=r"env 3 failed in step .*step 3.*: RuntimeError"):
+        drive_on(vectorizer)
+    assert vectorizer.begin().tolist() == [[env, 0, 0] for env in range(4)]
+    vectorizer.close()
+
+
+def drive_on(vectorizer):
+    vectorizer.begin()
+    vectorizer.send(np.zeros(vectorizer.num_envs, int))
+    while True:
+        step = vectorizer.recv()
+        vectorizer.send(np.zeros(len(step.env_ids), int), step.env_ids)
+
+
+def test_a_batch_of_more_envs_than_there_are_is_refused():
+    with pytest.raises(ConfigError, match=r"vectorizer\.batch_size=5: at most num_envs=4"):
+        make(AsyncVectorizer, [CountingEnv] * 4, batch_size=5)
+
+
+# ---- workers that are replaced ----
+
+FAULTS = {
+    "raises": {"raise_at": 4},
+    "raises what cannot be pickled": {"raise_at": 4, "unpicklable": True},
+    "exits": {"exit_at": 4},
+    "is killed": {"kill_at": 4},
+    "hangs": {"hang_at": 4},
+    "raises in reset": {"raise_at": 1, "where": "reset"},
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+@pytest.mark.parametrize("cls", [SubprocessVectorizer, AsyncVectorizer])
+def test_a_failed_worker_is_replaced_and_the_others_keep_their_lives(cls, fault, way, tmp_path):
+    marker = str(tmp_path / "failed")
+    env_fns = [CountingEnv, CountingEnv, CountingEnv, partial(FaultyEnv, marker=marker, **fault)]
+    options = {"num_workers": 2, "step_timeout_s": 2.0}
+    healthy = drive(make(SubprocessVectorizer, [CountingEnv] * 4, num_workers=1), 12)
+    vectorizer = make(cls, env_fns, max_restarts=1, **options)
+    seen = drive(vectorizer, 12)
+    assert vectorizer.restarts == 1
+    for env in (0, 1):
+        assert seen[env][:12] == healthy[env][:12]
+    for env in (2, 3):
+        fillers = [k for k, (_, reward, mask, ended) in enumerate(seen[env]) if not mask]
+        assert len(fillers) == 1
+        k = fillers[0]
+        assert seen[env][:k] == healthy[env][:k]
+        obs, reward, mask, ended = seen[env][k]
+        assert (reward, mask, ended) == (0.0, False, True)
+        episode = obs[1]
+        begun = healthy[env][k - 1][0][1]  # the episode that was cut off
+        assert obs == [env, episode, 0]
+        assert episode > begun  # never the seeds of an episode that was begun
+        assert all(mask for _, _, mask, _ in seen[env][k + 1 :])
+
+
+def test_one_failure_more_than_max_restarts_ends_it(way):
+    vectorizer = make(SubprocessVectorizer, [CountingEnv, partial(FaultyEnv, kill_at=2)], num_workers=2, max_restarts=2)
+    with pytest.raises(WorkerError, match=r"worker 1 \(env 1\) was killed by SIGKILL"):
+        drive_on(vectorizer)
+    assert vectorizer.restarts == 2
+    assert vectorizer.closed
+
+
+def test_gymnasiums_face_says_which_envs_were_lost(tmp_path, way):
+    env_fns = [CountingEnv, partial(FaultyEnv, kill_at=1, marker=str(tmp_path / "failed"))]
+    vectorizer = make(SubprocessVectorizer, env_fns, num_workers=2, max_restarts=1)
+    vectorizer.reset(seed=0)
+    assert "lost" not in vectorizer.step(np.zeros(2, int))[4]
+    obs, reward, terminated, truncated, infos = vectorizer.step(np.zeros(2, int))
+    assert infos["lost"].tolist() == [False, True]
+    assert truncated.tolist() == [False, True]
+    assert not terminated.any()
+    assert reward[1] == 0.0
+    assert obs[1].tolist() == [1, 1, 0]
+    assert "lost" not in vectorizer.step(np.zeros(2, int))[4]
+    vectorizer.close()
+
+
+def test_replacing_needs_same_step_mode():
+    with pytest.raises(ConfigError, match=r"max_restarts=1: .*SAME_STEP"):
+        SubprocessVectorizer([CountingEnv], max_restarts=1)
+
+
+def test_workers_killed_at_random_lose_nothing_but_their_own_steps(way):
+    """Every action sent comes back once, as a transition or as filler; nothing hangs."""
+    rng = np.random.default_rng(5)
+    vectorizer = make(AsyncVectorizer, [CountingEnv] * 6, num_workers=3, max_restarts=8)
+    sent, real, filler, deaths = 6, 0, 0, 0
+    vectorizer.begin()
+    vectorizer.send(np.zeros(6, int))
+    last = {}
+    while deaths < 8 or real < 3000:
+        step = vectorizer.recv()
+        real += int(step.mask.sum())
+        filler += int((~step.mask).sum())
+        for env, obs, ended in zip(step.env_ids.tolist(), step.obs.tolist(), step.ended.tolist(), strict=True):
+            if env in last and not ended:
+                assert obs == [env, last[env][1], last[env][2] + 1]  # one transition further, none twice, none missed
+            last[env] = obs
+        vectorizer.send(np.zeros(len(step.env_ids), int), step.env_ids)
+        sent += len(step.env_ids)
+        if deaths < 8 and rng.random() < 0.02:
+            vectorizer._processes[rng.integers(3)].kill()
+            deaths += 1
+    assert sent - real - filler == vectorizer._num_pending
+    assert 2 <= vectorizer.restarts <= 8
+    assert 2 * vectorizer.restarts >= filler >= vectorizer.restarts
+    vectorizer.close()
+    assert not multiprocessing.active_children()
+
+
+def test_configs_of_subprocess_and_async_agree_where_they_overlap():
+    mine = {f.name: f.default for f in dataclasses.fields(AsyncVectorizer.Config)}
+    theirs = {f.name: f.default for f in dataclasses.fields(SubprocessVectorizer.Config)}
+    assert {k: mine[k] for k in theirs if k != "name"} == {k: v for k, v in theirs.items() if k != "name"}
