@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from parl_cli.algos.flat_adam import FlatAdam
+from parl_cli.algos.targets import Targets, gae_targets
 from parl_cli.buffers.minibatches import minibatches
 from parl_cli.config import TrainConfig, option
 from parl_cli.errors import ConfigError
-from parl_cli.functional.advantages import gae
 from parl_cli.functional.losses import (
     approx_kl,
     explained_variance,
@@ -159,20 +159,14 @@ class PPO:
         }
         self._set_learning_rate(progress)
 
-        value, next_value = self.policy.values(rollout)
-        # a row without a real successor (a worker was replaced) is cut like a time limit: bootstrap, then stop
-        cut = rollout.truncated.clone()
-        cut[:-1] |= ~rollout.mask[1:]
-        advantage = gae(
-            rollout.reward, value, next_value, rollout.terminated, cut, gamma=config.gamma, lam=config.gae_lambda
-        )
-        returns = advantage + value
-        batch = {
+        targets = self.targets(rollout)
+        value, returns = targets.value, targets.returns
+        batch: dict[str, Any] = {
             "obs": rollout.obs,
             "action": rollout.action,
             "log_prob": rollout.extras["log_prob"],
             "dist_params": rollout.extras["dist_params"],
-            "advantage": advantage,
+            "advantage": targets.advantage,
             "returns": returns,
             "value": value,
         }
@@ -216,12 +210,17 @@ class PPO:
             metrics["policy/std_mean"] = float(masked_mean(std, mask))
         actor_rate, critic_rate = self.optimizer.learning_rates
         return metrics | {
+            **targets.metrics,
             "value/explained_variance": float(explained_variance(value, returns, rollout.mask)),
             "optim/learning_rate": actor_rate,
             "optim/critic_learning_rate": critic_rate,
             "optim/epochs": float(len(history)),
             **{f"algo/{name}": value for name, value in now.items()},
         }
+
+    def targets(self, rollout: Rollout) -> Targets:
+        """Advantages and value targets, computed once per rollout, before the epochs; what APPO overrides."""
+        return gae_targets(self.policy, rollout, gamma=self.config.gamma, lam=self.config.gae_lambda)
 
     def _minibatch_step(self, batch: dict[str, Tensor], now: dict[str, float]) -> dict[str, Tensor]:
         """One gradient step. What its metrics are made from, [*lead] each; `grad_norm` is a scalar."""
