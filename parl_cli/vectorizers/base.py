@@ -29,6 +29,7 @@ from parl_cli.vectorizers.calls import split
 from parl_cli.vectorizers.description import EnvDescription
 from parl_cli.vectorizers.face import GymnasiumFace
 from parl_cli.vectorizers.group import EpisodeSeed
+from parl_cli.vectorizers.structured import write_batch
 
 EnvFn = Callable[[], gym.Env]
 
@@ -182,7 +183,7 @@ class Vectorizer(GymnasiumFace):
         """Give actions to some envs, which start to step; `recv` waits for them.
 
         Args:
-            actions: [B(, A), *item], kept by copy.
+            actions: [B(, A), *item], kept by copy; or a dict or tuple of such arrays, where the space is one.
             env_ids: [B], the envs they are for, in any order; None: all.
         """
         self._check_same_step()
@@ -295,7 +296,7 @@ class Vectorizer(GymnasiumFace):
         if env_ids is None:
             if self._num_pending:
                 raise ParlError("send to an env that has not answered yet: call recv() first")
-            self._blocks.action[:] = self._checked_actions(actions, self.num_envs)
+            write_batch(self.single_action_space, actions, self._blocks.action, "actions")
             self._num_pending = self.num_envs
             if not (self.restarts and self._lost.any()):
                 self._pending[:] = True
@@ -307,7 +308,9 @@ class Vectorizer(GymnasiumFace):
             rows = self._checked_ids(env_ids)
             if self._pending[rows].any():
                 raise ParlError("send to an env that has not answered yet: call recv() first")
-            self._blocks.action[rows] = self._checked_actions(actions, len(rows))
+            given = np.empty_like(self._blocks.action[: len(rows)])
+            write_batch(self.single_action_space, actions, given, "actions")
+            self._blocks.action[rows] = given
             self._num_pending += len(rows)
         self._pending[rows] = True
         rows = np.sort(rows[~self._lost[rows]])  # a new episode has begun in a lost env: there is nothing to step
@@ -324,15 +327,6 @@ class Vectorizer(GymnasiumFace):
         if not good or len(np.unique(ids)) != len(ids) or ids.min() < 0 or ids.max() >= self.num_envs:
             raise ValueError(f"env_ids {ids.tolist()}: must be different whole numbers from 0 to {self.num_envs - 1}")
         return ids
-
-    def _checked_actions(self, actions: Any, count: int) -> np.ndarray:
-        actions, block = np.asarray(actions), self._blocks.action
-        if actions.shape != (count, *block.shape[1:]):
-            raise ValueError(f"actions have shape {actions.shape}: must be {(count, *block.shape[1:])}")
-        if actions.dtype != block.dtype and not np.can_cast(actions.dtype, block.dtype, "same_kind"):
-            space = self.single_action_space
-            raise TypeError(f"actions have dtype {actions.dtype}: action space {space} takes {block.dtype}")
-        return actions
 
     def _replace(self, worker: int, error: Exception) -> bool:
         if self._unready or self.restarts >= self.max_restarts:

@@ -13,12 +13,11 @@ import numpy as np
 from gymnasium import spaces
 
 from parl_cli.errors import ConfigError
+from parl_cli.vectorizers.structured import item_layout
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]  # field name -> (shape, dtype)
 
 ALIGNMENT = 64  # bytes; a cache line, so that no two fields share one
-
-_ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def make_layout(
@@ -33,12 +32,14 @@ def make_layout(
         num_agents: A, or None for a single-agent env (no agent axis).
 
     Raises:
-        ConfigError: a space that is not one array.
+        ConfigError: a space with no fixed layout, or agents with structured items.
     """
     rows: tuple[int, ...] = (num_envs,)
     lead = rows if num_agents is None else (num_envs, num_agents)
-    obs_shape, obs_dtype = _array_item(observation_space, "observation")
-    action_shape, action_dtype = _array_item(action_space, "action")
+    obs_shape, obs_dtype = item_layout(observation_space, "observation")
+    action_shape, action_dtype = item_layout(action_space, "action")
+    if num_agents is not None and (obs_dtype.names or action_dtype.names):
+        raise ConfigError("agents with Dict or Tuple spaces: use one array each, as env.wrappers=[flatten_obs] gives")
     # reward is float64, as in Gymnasium's vector envs; `recv` hands it on as float32
     return {
         "action": (lead + action_shape, action_dtype),
@@ -98,15 +99,6 @@ class Blocks:
     def rows(self, ids: range) -> Blocks:
         """The same blocks, seen as only these envs' rows."""
         return Blocks(**{f.name: getattr(self, f.name)[ids.start : ids.stop] for f in fields(self)})
-
-
-def _array_item(space: spaces.Space, kind: str) -> tuple[tuple[int, ...], np.dtype]:
-    if isinstance(space, _ARRAY_SPACES):
-        return tuple(space.shape or ()), np.dtype(space.dtype)
-    way_out = "use an env with one of these"
-    if kind == "observation" and isinstance(space, spaces.Dict | spaces.Tuple):
-        way_out = "make it one array with env.wrappers=[flatten_obs]"
-    raise ConfigError(f"{kind} space {space}: must be Box, Discrete, MultiDiscrete or MultiBinary; {way_out}")
 
 
 def _padded_size(shape: tuple[int, ...], dtype: np.dtype) -> int:

@@ -12,6 +12,7 @@ from parl_cli.errors import ParlError
 from parl_cli.vectorizers.blocks import Blocks
 from parl_cli.vectorizers.calls import WorkerCalls
 from parl_cli.vectorizers.group import RowInfo
+from parl_cli.vectorizers.structured import unpack
 
 
 class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium lets close take anything
@@ -26,7 +27,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    ) -> tuple[Any, dict[str, Any]]:
         """Reset all envs, or those in `options["reset_mask"]` (bool [N]).
 
         Args:
@@ -53,9 +54,9 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
                 self._call(section, "reset", rows, [seeds[ids[row]] for row in rows], options)
         infos = self._merge_infos(self._collect())
         self._unready = ""
-        return self._blocks.obs.copy(), infos
+        return self._obs(), infos
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Step all envs once.
 
         Returns:
@@ -67,7 +68,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
         infos = self._merge_infos(self._collect())
         self._answered()
         blocks = self._blocks
-        obs, reward = blocks.obs.copy(), blocks.reward.copy()
+        obs, reward = self._obs(), blocks.reward.copy()
         terminated, truncated = blocks.terminated.copy(), blocks.truncated.copy()
         if self._lost.any():  # their workers were replaced: the old episode has no end, only a new one begins
             reward[self._lost], terminated[self._lost], truncated[self._lost] = 0.0, False, True
@@ -108,6 +109,9 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
         """The seed of every env's random generator."""
         return self.get_attr("np_random_seed")
 
+    def _obs(self) -> Any:
+        return unpack(self.single_observation_space, self._blocks.obs.copy())
+
     def _check_idle(self) -> None:
         raise NotImplementedError
 
@@ -118,7 +122,8 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
             for row, final_info, info in rows or ():
                 env_id = ids[row]
                 if final_info is not None:
-                    final = {"final_obs": self._blocks.final_obs[env_id].copy(), "final_info": final_info}
+                    final_obs = unpack(self.single_observation_space, self._blocks.final_obs[env_id].copy())
+                    final = {"final_obs": final_obs, "final_info": final_info}
                     infos = self._add_info(infos, final, env_id)
                 infos = self._add_info(infos, info, env_id)
         return infos

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.errors import EnvError, ParlError
 from parl_cli.vectorizers.blocks import Blocks
 from parl_cli.vectorizers.description import EnvDescription
+from parl_cli.vectorizers.structured import to_array, to_item, unpack
 
 EpisodeSeed = Callable[[int, int], int]  # (env id, episode number) -> reset seed
 RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode ended and was reset, info)
@@ -129,7 +130,9 @@ class EnvGroup:
         blocks = self._blocks
         taken = blocks.action[where]
         # a copy: an env may keep its action, and the block is overwritten by the next send
-        actions = taken.tolist() if self._scalar_actions else taken.copy()
+        actions: Any = taken.tolist() if self._scalar_actions else taken.copy()
+        if taken.dtype.names:
+            actions = [unpack(self.description.action_space, row) for row in actions]
         loop = self._step_envs if self.description.num_agents is None else self._step_agents
         loop(stepped, actions)
         ended = self._account(stepped, where, actions)
@@ -328,12 +331,9 @@ class EnvGroup:
         """The observation, if it can be written into its row without harm; raises if not."""
         if type(obs) is int and not self._item:
             return obs
-        array = np.asarray(obs)
-        if array.shape != self._item:
-            raise ValueError(f"observation has shape {array.shape}; the observation space says {self._item}")
-        if not np.can_cast(array.dtype, self._dtype, "same_kind"):
-            raise TypeError(f"observation has dtype {array.dtype}; the observation space says {self._dtype}")
-        return array
+        if self._dtype.names:
+            return to_item(self.description.observation_space, obs, "observation")
+        return to_array(obs, self._item, self._dtype, "observation")
 
     def _fail(self, row: int, what: str, error: BaseException | None, action: Any = None) -> NoReturn:
         """Raise the EnvError that says which env, when, and on what; `error` is told as text, never kept."""

@@ -31,19 +31,17 @@ def test_agents_stand_between_the_rows_and_the_item():
     assert layout["ended"][0] == layout["episode_length"][0] == (5,)
 
 
-@pytest.mark.parametrize("space", [spaces.Dict(a=BOX), spaces.Tuple([BOX])])
-def test_structured_observations_name_the_wrapper_that_flattens_them(space):
-    with pytest.raises(ConfigError, match=r"observation space (Dict|Tuple).*env\.wrappers=\[flatten_obs\]"):
+@pytest.mark.parametrize("space", [spaces.Text(4), spaces.Dict(a=spaces.Text(4)), spaces.Sequence(BOX)])
+def test_spaces_without_a_fixed_layout_are_refused_with_what_is_allowed(space):
+    with pytest.raises(ConfigError, match=r"observation space (Text|Sequence).*must be Box, .* or a Dict or Tuple"):
         make_layout(space, spaces.Discrete(2), 1, None)
+    with pytest.raises(ConfigError, match=r"action space (Text|Sequence)"):
+        make_layout(BOX, space, 1, None)
 
 
-def test_other_spaces_are_refused_with_what_is_allowed():
-    with pytest.raises(
-        ConfigError, match=r"observation space Text.*must be Box, Discrete, MultiDiscrete or MultiBinary"
-    ):
-        make_layout(spaces.Text(4), spaces.Discrete(2), 1, None)
-    with pytest.raises(ConfigError, match="action space Dict"):
-        make_layout(BOX, spaces.Dict(a=BOX), 1, None)
+def test_agents_with_structured_spaces_are_told_to_flatten():
+    with pytest.raises(ConfigError, match=r"env\.wrappers=\[flatten_obs\]"):
+        make_layout(spaces.Dict(a=BOX), spaces.Discrete(2), 1, 2)
 
 
 def test_fields_share_one_buffer_without_overlap():
