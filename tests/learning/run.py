@@ -4,8 +4,9 @@
     python tests/learning/run.py ppo/pendulum --seeds 3
 
 Each seed is `parl train algo=… env=… seed=…`, with nothing else typed, then `parl eval` of its last checkpoint over
-100 deterministic episodes. One row per (env, algorithm, seed, commit) is added to results.csv; rows that are there
-are not run again, so the command can be stopped and repeated. RESULTS.md is written anew from the rows.
+100 deterministic episodes. One row per (env, algorithm, seed, commit) is added to results.csv; seeds that have a row
+are not run again (`--again`: unless it is of this commit), so the command can be stopped and repeated. RESULTS.md is
+written anew from the newest row of each seed.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def append_row(path: Path, fields: list[str], row: dict[str, Any]) -> None:
 
 
 def write_table() -> None:
-    """RESULTS.md: per task the rows of its newest commit, with mean, standard deviation and 95 % interval."""
+    """RESULTS.md: per task the newest row of each seed, with mean, standard deviation and 95 % interval."""
     from parl_cli.training.evaluate import bootstrap_interval
 
     lines = [
@@ -126,7 +127,8 @@ def write_table() -> None:
         own = [row for row in rows if row["task"] == task]
         if not own:
             continue
-        newest = [row for row in own if row["commit"] == own[-1]["commit"]]
+        newest = [row for _, row in sorted({int(row["seed"]): row for row in own}.items())]
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in newest))
         returns = [float(row["return"]) for row in newest]
         mean = sum(returns) / len(returns)
         spread = (sum((r - mean) ** 2 for r in returns) / max(1, len(returns) - 1)) ** 0.5
@@ -136,7 +138,7 @@ def write_table() -> None:
         lines.append(
             f"| `{task}` | {mean:.1f} ± {spread:.1f} [{low:.1f}, {high:.1f}] | "
             f"{', '.join(f'{r:.1f}' for r in returns)} | {int(newest[0]['steps']):,} | {wall:.0f} s | "
-            f"{speed / 1000:.1f}k | {target.published} | {newest[0]['commit']} | {newest[0]['machine']} |"
+            f"{speed / 1000:.1f}k | {target.published} | {commits} | {newest[0]['machine']} |"
         )
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -146,11 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", default=list(TARGETS), help="algo/env, default: all that are listed")
     parser.add_argument("--seeds", type=int, help="seeds 1…N; default: as listed")
+    parser.add_argument("--again", action="store_true", help="also run seeds that another commit has a row of")
     arguments = parser.parse_args()
     for task in arguments.tasks:
         for seed in range(1, (arguments.seeds or TARGETS[task].seeds) + 1):
-            done = {(row["task"], row["seed"], row["commit"]) for row in read_rows()}
-            if (task, str(seed), commit()) in done:
+            done = [row for row in read_rows() if (row["task"], row["seed"]) == (task, str(seed))]
+            if any(row["commit"] == commit() or not arguments.again for row in done):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 row = train_and_evaluate(task, seed, Path(folder))

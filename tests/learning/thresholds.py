@@ -1,7 +1,7 @@
 """How many steps PPO and the Truly PPO family take to the paper's thresholds, beside the paper's own figures.
 
-    python tests/learning/thresholds.py                    # everything below, 4 seeds
-    python tests/learning/thresholds.py hopper --seeds 2
+    python -m tests.learning.thresholds                    # everything below, 4 seeds
+    python -m tests.learning.thresholds hopper --seeds 2
 
 Each run is `parl train experiment=truly_ppo_paper env=… algo=… seed=…`. A threshold counts as reached at the first
 metrics row whose mean return over the last 100 training episodes is at least it. One row per (env, algorithm, seed,
@@ -76,8 +76,8 @@ def write_table() -> None:
     lines = [
         "# Steps to a threshold: PPO and the Truly PPO family",
         "",
-        "Written by `python tests/learning/thresholds.py` from thresholds.csv. Median over seeds of the thousands of env "
-        "steps until the mean of the last 100 training episodes reached the paper's threshold (a seed that did not "
+        "Written by `python -m tests.learning.thresholds` from thresholds.csv. Median over seeds of the thousands of "
+        "env steps until the mean of the last 100 training episodes reached the paper's threshold (a seed that did not "
         "within 1M counts as later than all others), the seeds that did, and the mean ± standard deviation of the same "
         "return at the end.",
         "",
