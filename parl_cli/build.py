@@ -24,6 +24,7 @@ from parl_cli.training.evaluate import MAX_PARALLEL, EpisodeSpread
 from parl_cli.training.learner import Learner
 from parl_cli.training.reward_scaler import RewardScaler
 from parl_cli.types import EnvSpec
+from parl_cli.vectorizers.auto import choose
 from parl_cli.vectorizers.calls import available_cores
 from parl_cli.vectorizers.serial import SerialVectorizer
 
@@ -174,6 +175,21 @@ class ActorRecipe:
         )
 
 
+def choose_vectorizer(config: TrainConfig) -> tuple[TrainConfig, str]:
+    """The config with the vectorizer that `vectorizer=auto` comes to on this machine; measured for a second or two.
+
+    Returns:
+        (the config, in one line what was chosen and why); any other config as it is, and no words.
+    """
+    if config.vectorizer.name != "auto":
+        return config, ""
+    num_actors = getattr(config.actors, "num_actors", 1)
+    envs, cores = range(config.num_envs // num_actors), max(1, available_cores() // num_actors)
+    choice = choose(_env_factories(config, envs), EpisodeSeeds(config.seed, TRAIN_ROLE), cores=cores)
+    chosen = registry.load("vectorizer", choice.name).Config(**choice.options)
+    return dataclasses.replace(config, vectorizer=chosen), f"vectorizer=auto: {choice.name}; {choice.reason}"
+
+
 def make_pool(config: TrainConfig, policy: Any, spec: EnvSpec | None = None) -> Any:
     """Envs, vectorizers and actors.
 
@@ -197,7 +213,7 @@ def make_vectorizer(config: TrainConfig, envs: range | None = None) -> Any:
     options = {f.name: getattr(config.vectorizer, f.name) for f in dataclasses.fields(config.vectorizer)}
     cls = registry.load("vectorizer", options.pop("name"))
     return cls(
-        [EnvFactory(config.env, plugins=_plugin_modules(config)) for _ in envs],
+        _env_factories(config, envs),
         autoreset_mode=AutoresetMode.SAME_STEP,
         episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE, envs.start),
         **options,
@@ -220,6 +236,10 @@ def make_eval_vectorizer(
         autoreset_mode=AutoresetMode.SAME_STEP,
         episode_seed=EpisodeSpread(EpisodeSeeds(seed, role), n),
     )
+
+
+def _env_factories(config: TrainConfig, envs: range) -> list[EnvFactory]:
+    return [EnvFactory(config.env, plugins=_plugin_modules(config)) for _ in envs]
 
 
 def _plugin_modules(config: TrainConfig) -> tuple[str, ...]:

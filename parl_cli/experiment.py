@@ -13,6 +13,7 @@ Without a run folder nothing is written anywhere; with one, it is the folder tha
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,6 +45,8 @@ from parl_cli.training.run_dir import RunDir, unwritable
 from parl_cli.types import Hook, Metrics
 
 PathLike = str | os.PathLike[str]
+
+log = logging.getLogger(__name__)
 
 DEFAULT = "default"  # the id of the policy, where there is only one
 
@@ -137,7 +140,7 @@ class Experiment:
     def start(
         cls, config: TrainConfig, run_dir: Path | None = None, argv: Sequence[str] = (), hooks: Sequence[Hook] = ()
     ) -> Experiment:
-        """A new experiment at step 0, with the weights of `init_from`.
+        """A new experiment at step 0, with the weights of `init_from`; `vectorizer=auto` is decided here, once.
 
         Args:
             config: from `build.validate`.
@@ -148,6 +151,9 @@ class Experiment:
         Raises:
             ConfigError: the folder holds a run already, or cannot be written; it is left as it was.
         """
+        config, why = build.choose_vectorizer(config)
+        if why:
+            log.info(why)
         run = None if run_dir is None else RunDir.create(run_dir, to_plain(config), argv)
         try:
             return cls.restart(config, run, hooks)

@@ -31,12 +31,13 @@ _TARGETS: dict[str, dict[str, str]] = {
         "thread": "parl_cli.vectorizers.thread:ThreadVectorizer",
         "subprocess": "parl_cli.vectorizers.subprocess:SubprocessVectorizer",
         "async": "parl_cli.vectorizers.asynchronous:AsyncVectorizer",
+        "auto": "parl_cli.vectorizers.auto:AutoVectorizer",
     },
     "actors": {
         "inline": "parl_cli.actors.inline:InlineActors",
-    },
         "process": "parl_cli.actors.process:ProcessActors",
         "thread": "parl_cli.actors.thread:ThreadActors",
+    },
     "adapter": {
         "gymnasium": "parl_cli.envs.gymnasium_adapter:make_env",
     },

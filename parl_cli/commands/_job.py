@@ -86,13 +86,17 @@ def execute(job: DictConfig, config: TrainConfig, context: HydraContext, subdir_
     An error of the run is in the result; see `JobReturn.status`.
     """
     argv = ["parl", "train", *job.hydra.overrides.task]
-    result = run_job(
-        hydra_context=context,
-        task_function=functools.partial(_train, config=config, argv=argv),
-        config=job,
-        job_dir_key="hydra.run.dir" if subdir_key is None else "hydra.sweep.dir",
-        job_subdir_key=subdir_key,
-    )
+    try:
+        result = run_job(
+            hydra_context=context,
+            task_function=functools.partial(_train, config=config, argv=argv),
+            config=job,
+            job_dir_key="hydra.run.dir" if subdir_key is None else "hydra.sweep.dir",
+            job_subdir_key=subdir_key,
+        )
+    except KeyboardInterrupt:  # perhaps before anything was written
+        remove_if_empty(Path(job.hydra.runtime.output_dir))
+        raise
     if result.status is JobStatus.FAILED:
         remove_if_empty(Path(job.hydra.runtime.output_dir))
     return result

@@ -8,15 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from parl_cli.vectorizers.asynchronous import AsyncVectorizer
+    from parl_cli.vectorizers.auto import AutoVectorizer
     from parl_cli.vectorizers.base import Vectorizer
     from parl_cli.vectorizers.serial import SerialVectorizer
     from parl_cli.vectorizers.subprocess import SubprocessVectorizer
     from parl_cli.vectorizers.thread import ThreadVectorizer
 
-__all__ = ["AsyncVectorizer", "SerialVectorizer", "SubprocessVectorizer", "ThreadVectorizer", "Vectorizer"]
+__all__ = [
+    "AsyncVectorizer",
+    "AutoVectorizer",
+    "SerialVectorizer",
+    "SubprocessVectorizer",
+    "ThreadVectorizer",
+    "Vectorizer",
+]
 
 _MODULES = {
     "AsyncVectorizer": "asynchronous",
+    "AutoVectorizer": "auto",
     "SerialVectorizer": "serial",
     "SubprocessVectorizer": "subprocess",
     "ThreadVectorizer": "thread",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from parl_cli import registry
-from parl_cli.vectorizers import Vectorizer
+from parl_cli.vectorizers import AutoVectorizer, Vectorizer
 
 
 def of_python_envs(*, lock_step: bool = False) -> list[str]:
@@ -13,6 +13,7 @@ def of_python_envs(*, lock_step: bool = False) -> list[str]:
         return (
             isinstance(cls, type)
             and issubclass(cls, Vectorizer)
+            and cls is not AutoVectorizer  # it makes another one of them
             and (getattr(cls, "replayable", True) or not lock_step)
         )
 
