@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "train a policy, or several with -m",
     "eval": "play episodes with a trained policy and report the returns",
     "resume": "go on with an interrupted run, or extend a finished one",
+    "bench": "measure a job on this machine, and find its fastest vectorizer",
     "list": "what there is: algorithms, envs, vectorizers, … and what each supports",
     "completion": "print the shell code for <TAB> completion",
 }
@@ -29,6 +30,7 @@ examples:
   parl train algo=ppo env=cartpole num_envs=32
   parl train -m env=cartpole seed=1,2,3
   parl eval checkpoint=outputs/ppo_cartpole/latest
+  parl bench env=cartpole num_envs=32
   parl list envs
   eval "$(parl completion bash)"
 """

@@ -1,4 +1,4 @@
-"""The three jobs of the command line, train, resume and evaluate: `Experiment` with words for a person around it."""
+"""The jobs of the command line, train, resume, evaluate and bench: what does the work, with words for a person."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from parl_cli import build, plugins
-from parl_cli.config import EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
+from parl_cli.bench import Bench, winning_command
+from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
 from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
 from parl_cli.errors import ConfigError
 from parl_cli.experiment import Experiment, changed, config_to_go_on
@@ -23,6 +24,8 @@ from parl_cli.functional.noise import stream_key
 from parl_cli.metrics import console
 from parl_cli.metrics.jsonl import read_jsonl
 from parl_cli.metrics.progress import make_progress
+from parl_cli.reports.bench import BenchProgress, print_report, reason
+from parl_cli.reports.bench_chart import plot_bench
 from parl_cli.training import checkpoint
 from parl_cli.training.evaluate import evaluate
 from parl_cli.training.run_dir import RunDir
@@ -144,6 +147,30 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     return report
 
 
+def bench_job(config: TrainConfig, command: BenchCommand, overrides: Sequence[str]) -> dict[str, Any]:
+    """Measure a job, and write bench.json and bench.png; `parl bench`'s work.
+
+    Args:
+        config: from `build.validate`.
+        command: the keys that are `parl bench`'s own.
+        overrides: what the user typed.
+
+    Returns:
+        What bench.json holds.
+    """
+    folder = _untaken(Path("outputs/bench") / _now()) if command.output is None else Path(command.output)
+    with _results_folder(folder):
+        with BenchProgress() as progress:
+            report = Bench(config, command, progress).run()
+        train = winning_command(report.winner.candidate, config, overrides)
+        data = {"argv": ["parl", "bench", *overrides]} | report.to_plain() | {"command": train}
+        data["reason"] = reason(data)
+        (folder / "bench.json").write_text(json.dumps(data, indent=1) + "\n")
+        plot_bench(data, folder / "bench.png")
+    print_report(data, _short(folder), train)
+    return data
+
+
 def _typed(name: str, command: EvalCommand | ResumeCommand) -> Callable[[str], str]:
     """From plug-ins to the command as the user typed it, every key that has not its default, and with them."""
     words = ["parl", name]
@@ -202,14 +229,17 @@ def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, 
     }
 
 
-@contextmanager
-def _eval_folder(command: EvalCommand, saved: Path) -> Iterator[Path]:
-    """Where eval.json goes; made before anything is played, and gone again if that comes to nothing."""
+def _eval_folder(command: EvalCommand, saved: Path) -> AbstractContextManager[Path]:
+    """Where eval.json goes."""
     if command.output is not None:
-        folder = Path(command.output)
-    else:
-        run = saved.parent.parent if saved.parent.name == "checkpoints" else saved
-        folder = _untaken(run / "eval" / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        return _results_folder(Path(command.output))
+    run = saved.parent.parent if saved.parent.name == "checkpoints" else saved
+    return _results_folder(_untaken(run / "eval" / _now()))
+
+
+@contextmanager
+def _results_folder(folder: Path) -> Iterator[Path]:
+    """A folder for results; made before there are any, and gone again if it comes to nothing."""
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -225,6 +255,10 @@ def _eval_folder(command: EvalCommand, saved: Path) -> Iterator[Path]:
                 f"cannot write to {folder} ({error.strerror or error}); name another folder with output=FOLDER"
             ) from None
         raise
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d_%H-%M-%S")
 
 
 def _untaken(folder: Path) -> Path:

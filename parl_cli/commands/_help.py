@@ -11,23 +11,35 @@ from typing import Any
 
 from parl_cli.commands._flags import FLAGS_HELP
 from parl_cli.composition import conf_files
-from parl_cli.config import COMPONENTS, CheckpointConfig, EnvConfig, EvalConfig, LoggerConfig, TrainConfig
+from parl_cli.config import (
+    COMPONENTS,
+    BenchCommand,
+    CheckpointConfig,
+    EnvConfig,
+    EvalConfig,
+    LoggerConfig,
+    TrainConfig,
+)
 
 _WIDTH = 34  # of the column `key=value`
 
 # The parts whose dataclass is at hand without torch; the others are documented by the comments in their YAML.
 _PARTS = {"env": EnvConfig, "checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig}
 
-_TRAIN_EXAMPLES = """\
+_EXAMPLES = {
+    "train": """\
 examples:
   parl train algo=ppo env=cartpole num_envs=32
   parl train env=gym env.id=MountainCarContinuous-v0 total_steps=1e6
   parl train env=pendulum algo.learning_rate=1e-3 vectorizer=subprocess
   parl train -m env=cartpole,acrobot seed=1,2,3     # six jobs
   parl train env=cartpole --cfg job                 # what would be run
-  parl train env=acrobot --help                     # this page, with the values of that choice"""
-
-_EXAMPLES = {
+  parl train env=acrobot --help                     # this page, with the values of that choice""",
+    "bench": """\
+examples:
+  parl bench env=cartpole num_envs=32
+  parl bench env=half_cheetah vectorizers=[serial,subprocess] seconds=2
+  parl bench env=lunar_lander tune=true             # num_envs and numbers of workers too""",
     "eval": """\
 examples:
   parl eval checkpoint=outputs/ppo_cartpole/latest
@@ -40,29 +52,31 @@ examples:
 }
 
 
-def train_help(overrides: Sequence[str], config_dir: str | None) -> str:
-    """The page of `parl train`, with the values that `overrides` choose.
+def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str:
+    """The page of `parl train` or `parl bench`, with the values that `overrides` choose.
 
     Raises:
         ConfigError: the overrides do not compose.
     """
     from omegaconf import OmegaConf
 
+    from parl_cli.cli import COMMANDS
     from parl_cli.composition.compose import compose, session
 
     with session(config_dir) as hydra:
-        config = compose(hydra, "train", overrides)
+        config = compose(hydra, name, overrides)
     choices = config.hydra.runtime.choices
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     del values["hydra"]
     train_yaml = conf_files.comments(conf_files.builtin_conf() / "train.yaml")
-    lines = ["parl train: train a policy, or several with -m", "", "usage: parl train [flags] [key=value …]", ""]
+    lines = [f"parl {name}: {COMMANDS[name]}", "", f"usage: parl {name} [flags] [key=value …]", ""]
     lines += [FLAGS_HELP, "", "choices, group=option (* the present one):"]
     for group in conf_files.groups(config_dir):
         shown = [f"{name}*" if choices.get(group) == name else name for name in conf_files.options(group, config_dir)]
         lines.append(f"  {group:<12}{', '.join(shown)}")
     lines += ["", "keys, with their present values:"]
-    documented = {field.name: field.metadata["doc"] for field in dataclasses.fields(TrainConfig) if field.metadata}
+    fields = [*dataclasses.fields(TrainConfig), *(dataclasses.fields(BenchCommand) if name == "bench" else ())]
+    documented = {field.name: field.metadata["doc"] for field in fields if field.metadata}
     for key in dict.fromkeys([*documented, *values]):
         if key in values and not isinstance(values[key], Mapping):
             lines.append(_line(key, values[key], train_yaml.get(key) or documented.get(key, "")))
@@ -78,7 +92,7 @@ def train_help(overrides: Sequence[str], config_dir: str | None) -> str:
                 f"{key}: {title}",
                 *(_line(f"{key}.{path}", v, docs.get(path, "")) for path, v in _flat(part)),
             ]
-    return "\n".join([*lines, "", _TRAIN_EXAMPLES])
+    return "\n".join([*lines, "", _EXAMPLES[name]])
 
 
 def command_help(name: str, config_class: type) -> str:

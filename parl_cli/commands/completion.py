@@ -72,7 +72,7 @@ def complete(line: str) -> list[str]:
         return _starting(word, TOPICS)
     if command == "completion":
         return _starting(word, ["bash"])
-    if command in ("train", "eval", "resume"):
+    if command in ("train", "eval", "resume", "bench"):
         try:
             return _overrides(command, typed, word)
         except ParlError:
@@ -90,7 +90,7 @@ def _overrides(command: str, typed: list[str], word: str) -> list[str]:
 
     flags = parse_flags(command, typed)
     plugins.activate(flags.overrides)
-    groups = conf_files.groups(flags.config_dir) if command == "train" else []
+    groups = conf_files.groups(flags.config_dir) if command in ("train", "bench") else []
     group, equals, value = word.partition("=")
     if equals and group in groups:
         *before, last = value.split(",")  # seed=1,2: each value of a sweep completes on its own

@@ -11,9 +11,9 @@ def main(args: list[str]) -> int:
     flags = parse_flags("train", args)
     plugins.activate(flags.overrides)
     if flags.help:
-        from parl_cli.commands._help import train_help
+        from parl_cli.commands._help import job_help
 
-        print(train_help(flags.overrides, flags.config_dir))
+        print(job_help("train", flags.overrides, flags.config_dir))
         return 0
 
     from parl_cli.commands._job import run_one, run_sweep

@@ -19,7 +19,7 @@ console = Console(highlight=False)
 
 MAX_WIDTH = 124  # wider than this, a panel's labels and figures drift apart
 
-_ASCII = str.maketrans({"×": "x", "±": "+/-", "↑": "+", "→": "=", "↓": "-", "·": "-", "…": "..."})
+_ASCII = str.maketrans({"×": "x", "±": "+/-", "↑": "+", "→": "=", "↓": "-", "·": "-", "…": "...", "µ": "u"})
 _LEVELS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
 
 

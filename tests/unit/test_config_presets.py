@@ -9,6 +9,7 @@ from parl_cli import registry
 from parl_cli.composition import conf_files
 from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import (
+    BenchCommand,
     CheckpointConfig,
     EnvConfig,
     EvalCommand,
@@ -113,7 +114,17 @@ def test_command_yaml_holds_the_defaults_of_its_dataclass(name, cls, key):
     assert parse(cls, values | {key: "x"}) == cls(**{key: "x"})
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "resume"])
+def test_bench_yaml_holds_the_defaults_of_its_dataclass_and_takes_whatever_train_takes():
+    values = read(CONF / "bench.yaml")
+    assert values.pop("defaults") == ["train", "_self_"]
+    assert parse(BenchCommand, values) == BenchCommand()
+    assert set(values) == {field.name for field in dataclasses.fields(BenchCommand)}
+    with session() as hydra:
+        job = plain(compose(hydra, "bench", ["env=acrobot", "num_envs=4"]))
+    assert {k: v for k, v in job.items() if k not in values} == composed("env=acrobot", "num_envs=4")
+
+
+@pytest.mark.parametrize("name", ["train", "eval", "resume", "bench"])
 def test_every_key_of_a_command_has_a_comment(name):
     documented = conf_files.comments(CONF / f"{name}.yaml")
     for key, value in read(CONF / f"{name}.yaml").items():

@@ -22,7 +22,7 @@ LEVELS = (
     ("actors",),
     ("training", "reports"),
     ("build",),
-    ("experiment",),
+    ("experiment", "bench"),
     ("jobs",),
     ("commands",),
 )

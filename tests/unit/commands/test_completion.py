@@ -25,6 +25,8 @@ def elsewhere(tmp_path, monkeypatch):
         ("parl train --cfg j", ["job"]),
         ("parl eval epi", ["episodes="]),
         ("parl resume checkpoint.", ["checkpoint.env="]),
+        ("parl bench env=acrob", ["env=acrobot"]),
+        ("parl bench tun", ["tune=", "tuned="]),
         ("parl list env", ["envs"]),
         ("parl completion b", ["bash"]),
         ("parl train nonsense.x", []),
@@ -37,7 +39,7 @@ def test_the_last_word_is_completed(line, words):
 
 
 def test_a_new_word_completes_to_every_command():
-    assert {"train", "eval", "resume", "list"} <= set(complete("parl "))
+    assert {"train", "eval", "resume", "bench", "list"} <= set(complete("parl "))
 
 
 def test_checkpoints_complete_to_folders(elsewhere):
