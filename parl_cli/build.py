@@ -41,6 +41,9 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     config = name_module(config)
     registry.load("algo", config.algo.name).check(config, spec)
     registry.load("actors", config.actors.name).check(config)
+    lag, actors = config.debug.policy_lag, config.actors.name
+    if lag and actors != "inline":
+        raise ConfigError(f"debug.policy_lag={lag}: needs actors=inline; actors={actors} lag on their own")
     policy = make_policy(spec, config)
     policy_device(config)
     actor_device(config)

@@ -139,6 +139,13 @@ class LoggerConfig:
 
 
 @dataclass(frozen=True)
+class DebugConfig:
+    """Faults made on purpose, to see what they do."""
+
+    policy_lag: int = option(0, "act with the weights of this many updates ago; needs actors=inline", ge=0)
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything `parl train` needs, one field per top-level key of conf/train.yaml."""
 
@@ -158,6 +165,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = option(None, "checkpoints")
     eval: EvalConfig = option(None, "evaluation during training")
     logger: LoggerConfig = option(None, "metric sinks")
+    debug: DebugConfig = option(DebugConfig(), "faults made on purpose")
 
 
 @dataclass(frozen=True)

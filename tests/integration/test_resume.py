@@ -12,7 +12,7 @@ import pytest
 
 from parl_cli import registry
 from parl_cli.cli import main
-from parl_cli.config import CheckpointConfig, EnvConfig, ResumeCommand
+from parl_cli.config import CheckpointConfig, DebugConfig, EnvConfig, ResumeCommand
 from parl_cli.errors import EnvError
 from parl_cli.jobs import resume_run, train_run
 from parl_cli.training import checkpoint
@@ -79,6 +79,17 @@ def test_stopping_after_every_single_update_changes_nothing(tmp_path):
         go_on(config, tmp_path / "bits", stop_at=update)
     go_on(config, tmp_path / "bits")
     assert_same_run(tmp_path / "bits", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stop_at", [2, 9])  # before and after the lag is full
+def test_a_lag_made_on_purpose_is_resumed_exactly(tmp_path, stop_at):
+    config = normalising_config(CARTPOLE, UPDATES, debug=DebugConfig(policy_lag=4))
+    train(config, tmp_path / "whole")
+    train(config, tmp_path / "halves", stop_at=stop_at)
+    go_on(config, tmp_path / "halves")
+    assert_same_run(tmp_path / "halves", tmp_path / "whole")
+    lags = [row["rollout/policy_lag_max"] for row in steady_rows(tmp_path / "whole")]
+    assert lags == [min(update, 4) for update in range(UPDATES)]
 
 
 def test_the_seed_alone_decides_the_weights_whatever_the_vectorizer(tmp_path):

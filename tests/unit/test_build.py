@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from parl_cli import build
-from parl_cli.config import EnvConfig, LoggerConfig, to_plain
+from parl_cli.actors.inline import LaggedActors
+from parl_cli.actors.process import ProcessActors
+from parl_cli.config import DebugConfig, EnvConfig, LoggerConfig, to_plain
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.policies.actor_critic import ActorCritic
 from parl_cli.training import checkpoint
@@ -111,6 +113,24 @@ def test_a_policy_that_cannot_act_in_the_env_is_refused():
     values = plain()
     values["policy"]["squash"] = True
     assert "squash" in refused(values)
+
+
+def test_actors_that_lag_on_their_own_get_no_lag_on_purpose():
+    debug = DebugConfig(policy_lag=8)
+    message = refused(plain(actors=ProcessActors.Config(num_actors=1), debug=debug))
+    assert message == "debug.policy_lag=8: needs actors=inline; actors=process lag on their own"
+    assert build.validate(plain(debug=debug)).debug == debug
+
+
+def test_a_lag_on_purpose_is_acted_with_a_policy_of_its_own():
+    learner, pool = build_all(train_config(debug=DebugConfig(policy_lag=8)))
+    try:
+        assert isinstance(pool, LaggedActors)
+        assert pool.lag == 8
+        assert pool.actor.policy is not learner.algo.policy
+        assert weights_hash(pool.actor.policy) == weights_hash(learner.algo.policy)
+    finally:
+        pool.close()
 
 
 def test_an_env_that_is_not_there_is_refused():

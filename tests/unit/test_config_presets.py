@@ -11,6 +11,7 @@ from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import (
     BenchCommand,
     CheckpointConfig,
+    DebugConfig,
     EnvConfig,
     EvalCommand,
     EvalConfig,
@@ -24,7 +25,7 @@ from parl_cli.config import (
 
 CONF = conf_files.builtin_conf()
 COMPONENTS = ("vectorizer", "policy", "actors", "algo")
-PARTS = {"checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig}
+PARTS = {"checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig, "debug": DebugConfig}
 
 
 def read(file):
