@@ -1,14 +1,15 @@
 """What pools share whose actors act while the learner learns: tickets, the queue, failures, and the figures.
 
 Each of A actors owns num_envs / A envs. What it fills at a time, T steps of them, is a *fragment*; a rollout is A
-fragments side by side, the first A that were finished, whoever finished them, in the order of actors. So a rollout
+fragments side by side, the oldest A that are finished, whoever finished them, in the order of actors. So a rollout
 always has num_envs columns, but a fast actor may have two shares in it and a slow one none.
 
 A fragment needs a ticket. With R rollouts per update, fragment k of all (in the order of tickets) may begin once the
 weights' version ≥ ⌊k / (A·R)⌋ − max_policy_lag; it acts with the newest weights there are then. If fragments were
 finished in that order, update u would learn from fragments A·R·u to A·R·(u+1) − 1, so none would be older than
 max_policy_lag updates. One that comes later than that is dropped, and its steps are counted. Tickets go to whoever
-owes fewest rollouts: nobody waits for the slowest. With max_policy_lag=0 each update's tickets are handed out when its
+owes fewest rollouts: nobody waits for the slowest. But no actor is more than MAX_AHEAD rollouts ahead of the learner,
+so lags are small as long as all are equally fast. With max_policy_lag=0 each update's tickets are handed out when its
 weights are published, R to each actor, which makes the run synchronous.
 
 An actor that fails is reported and replaced, max_restarts times in all. The new one, its next *incarnation*, begins
@@ -41,7 +42,7 @@ from parl_cli.vectorizers.calls import span, split
 log = logging.getLogger(__name__)
 
 
-MAX_AHEAD = 2  # rollouts an actor may be ahead, whatever the lag: the queue is there to smooth, not to fill
+MAX_AHEAD = 1  # rollouts an actor may be ahead, whatever the lag: the queue is there to smooth, not to fill
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,21 @@ class AsyncActorsConfig:
     """What such pools have in common."""
 
     num_actors: int | None = option(None, "actors; null: as many as cores are left by the learner, or 1", ge=1)
-    max_policy_lag: int = option(1, "updates that acting weights may be old when they are learned from", ge=0)
+    max_policy_lag: int = option(4, "updates that acting weights may be old when they are learned from", ge=0)
     max_restarts: int = option(3, "actors that may fail and be replaced, in all, before it is an error", ge=0)
     start_timeout_s: float = option(120.0, "seconds an actor may take to start and to make and reset its envs", gt=0)
     step_timeout_s: float = option(120.0, "seconds an actor may take for one step of its envs", gt=0)
+
+
+@dataclass(eq=False)
+class Ticket:
+    """The right to fill one fragment, and what became of it."""
+
+    number: int  # of all
+    actor: Running
+    slot: int
+    version: int = -1  # of the weights at its beginning
+    rollout: Rollout | None = None  # the fragment, once it is finished
 
 
 @dataclass(eq=False)
@@ -64,7 +76,7 @@ class Running:
     envs: range
     status: Status
     free: list[int]  # slots that it may be given a ticket for
-    owed: deque[int] = field(default_factory=deque)  # slots of the tickets it has
+    owed: deque[Ticket] = field(default_factory=deque)
     ready: bool = False
     delivered_steps: int = 0
     seen: tuple[int, float] = (0, 0.0)  # its steps, and when they were seen to change
@@ -73,14 +85,6 @@ class Running:
         version = int(self.status.version[0])
         acting = f", weights of update {version}" if version >= 0 else ""
         return f"actor {self.index} ({span(self.envs)}, incarnation {self.incarnation}{acting})"
-
-
-@dataclass(frozen=True)
-class _Fragment:
-    actor: Running
-    slot: int
-    version: int
-    rollout: Rollout
 
 
 class AsyncActors:
@@ -111,11 +115,13 @@ class AsyncActors:
         self._closed = False
         self._version = -1
         self._per_update = 1  # R
-        self._learning = 0  # fragments handed to the learner since the last weights
-        self._queue: deque[_Fragment] = deque()
+        self._queue: list[Ticket] = []  # finished, and not given to the learner
+        self._learning: list[Ticket] = []  # given to it since the last weights
+        self._num_tickets = 0  # handed out ever
         self._unsaid_steps = 0  # dropped, and not told with a rollout yet
         self._unsaid_episodes: list[Episode] = []
         self._depths: list[int] = []  # fragments that were waiting whenever the learner asked
+        self._looked = time.monotonic()  # when anyone last looked for actors that hang
         self._seconds = Stopwatch()  # of all actors
         self._wall_s = 0.0  # of all actors
 
@@ -179,7 +185,7 @@ class AsyncActors:
         """Give actors new weights, and tickets for what may be acted with them; the first ones start them."""
         self._publish(snapshot)
         self._version = snapshot.version
-        self._learning = 0
+        self._learning.clear()
         if not self._actors:
             self._start_all()
         self._hand_out()
@@ -229,11 +235,11 @@ class AsyncActors:
             ValueError: the state is not one of such a pool (it may come from a file).
         """
         arrays = {name: state[name].numpy() for name in ("episode_numbers", "acted")}
-        for name, array in arrays.items():
-            if array.shape != self._acted.shape or array.dtype != np.int64 or array.min() < -1:
-                raise ValueError(
-                    f"{name} of {array.dtype} {list(array.shape)}: these envs need {len(self._acted)} counts"
-                )
+        n = len(self._acted)
+        for name, least in (("episode_numbers", -1), ("acted", 0)):
+            array = arrays[name]
+            if array.shape != (n,) or array.dtype != np.int64 or array.min() < least:
+                raise ValueError(f"{name} of {array.dtype} {list(array.shape)}: these envs need {n} counts")
         self._stop_all()
         self._episode_numbers, self._acted = arrays["episode_numbers"].copy(), arrays["acted"].astype(np.uint64)
         log.warning("actors work on their own: every env begins a new episode, so the run goes on, but not bit for bit")
@@ -254,45 +260,62 @@ class AsyncActors:
     def _hand_out(self) -> None:
         """Tickets for as many fragments as may be under way, waiting, or learned from at this version."""
         allowed = (self.max_policy_lag + 1) * self.num_actors * self._per_update
-        taken = sum(len(actor.owed) for actor in self._actors) + len(self._queue) + self._learning
-        for _ in range(taken, allowed):
-            actor = min((a for a in self._actors if a.free), key=lambda a: len(a.owed), default=None)
-            if actor is None:
+        while len(self._done()) + sum(len(actor.owed) for actor in self._actors) < allowed:
+            able = [actor for actor in self._actors if actor.free and self._may_go_on(actor)]
+            if not able:
                 return
+            actor = min(able, key=lambda actor: len(actor.owed))
             if not actor.owed:
                 actor.seen = (int(actor.status.steps[0]), time.monotonic())
-            actor.owed.append(actor.free.pop())
-            self._tell(actor, actor.owed[-1])
+            ticket = Ticket(self._num_tickets, actor, actor.free.pop())
+            self._num_tickets += 1
+            actor.owed.append(ticket)
+            self._tell(actor, ticket.slot)
+
+    def _done(self) -> list[Ticket]:
+        return self._queue + self._learning
+
+    def _may_go_on(self, actor: Running) -> bool:
+        """Whether an actor is not too far ahead of the learner."""
+        ahead = len(actor.owed) + sum(ticket.actor is actor for ticket in self._done())
+        return ahead < self.num_slots * self._per_update
 
     def _next(self) -> Rollout:
-        """A rollout of the first fragments that are not too old."""
-        chosen: list[_Fragment] = []
+        """A rollout of the oldest fragments that are not too old."""
+        chosen: list[Ticket] = []
         while len(chosen) < self.num_actors:
             if not self._queue:
                 self._wait()
                 continue
-            fragment = self._queue.popleft()
-            if fragment.version < self._version - self.max_policy_lag:
-                self._drop(fragment)
+            ticket = min(self._queue, key=lambda ticket: ticket.number)
+            self._queue.remove(ticket)
+            if ticket.version < self._version - self.max_policy_lag:
+                self._drop(ticket)
             else:
-                chosen.append(fragment)
-                self._learning += 1
-        chosen.sort(key=lambda fragment: fragment.actor.index)
-        parts = [fragment.rollout for fragment in chosen]
+                chosen.append(ticket)
+                self._learning.append(ticket)
+        chosen.sort(key=lambda ticket: ticket.actor.index)
+        parts = [ticket.rollout for ticket in chosen if ticket.rollout is not None]
         rollout = self._own(parts[0]) if len(parts) == 1 else concatenate(parts)
-        for fragment in chosen:
-            fragment.actor.free.append(fragment.slot)
+        for ticket in chosen:
+            self._take_back(ticket)
         rollout.dropped_steps += self._unsaid_steps
-        self._unsaid_steps = 0
-        rollout.episodes, self._unsaid_episodes = self._unsaid_episodes + rollout.episodes, []
-        self._hand_out()  # more rollouts may be asked for than there are slots
+        rollout.episodes = self._unsaid_episodes + rollout.episodes
+        self._unsaid_steps, self._unsaid_episodes = 0, []
+        self._hand_out()  # an update may want more rollouts than there are slots
         return rollout
 
-    def _drop(self, fragment: _Fragment) -> None:
-        self._unsaid_steps += fragment.rollout.num_env_steps + fragment.rollout.dropped_steps
-        self._unsaid_episodes += fragment.rollout.episodes  # they were played all the same
-        fragment.actor.free.append(fragment.slot)
+    def _drop(self, ticket: Ticket) -> None:
+        assert ticket.rollout is not None
+        self._unsaid_steps += ticket.rollout.num_env_steps + ticket.rollout.dropped_steps
+        self._unsaid_episodes += ticket.rollout.episodes  # they were played all the same
+        self._take_back(ticket)
         self._hand_out()
+
+    def _take_back(self, ticket: Ticket) -> None:
+        """Free the slot, whose content is used up."""
+        ticket.rollout = None
+        ticket.actor.free.append(ticket.slot)
 
     def _wait(self) -> None:
         """Wait for some actor, for as long as every one of them may still be working."""
@@ -321,11 +344,11 @@ class AsyncActors:
                 self._replace(actor, said)
 
     def _take_in_fragment(self, actor: Running, said: Filled) -> None:
-        actor.owed.popleft()
-        rollout = self._rollout(actor, said)
-        rollout.dropped_steps = said.dropped_steps
-        actor.delivered_steps += rollout.num_env_steps + said.dropped_steps
-        self._queue.append(_Fragment(actor, said.slot, said.version, rollout))
+        ticket = actor.owed.popleft()
+        ticket.version, ticket.rollout = said.version, self._rollout(actor, said)
+        ticket.rollout.dropped_steps = said.dropped_steps
+        actor.delivered_steps += ticket.rollout.num_env_steps + said.dropped_steps
+        self._queue.append(ticket)
         self._seconds.merge(said.seconds)
         self._wall_s += said.wall_s
 
@@ -353,6 +376,12 @@ class AsyncActors:
 
     def _look_for_hangs(self) -> None:
         now = time.monotonic()
+        away = now - self._looked > 2 * max(self.step_timeout_s, self.start_timeout_s)
+        self._looked = now
+        if away:  # evaluating, or suspended, and perhaps the actors too: their time begins anew
+            for actor in self._actors:
+                actor.seen = (int(actor.status.steps[0]), now)
+            return
         for actor in [actor for actor in self._actors if actor.owed]:
             steps, since = actor.seen
             if actor.status.steps[0] != steps:
@@ -387,5 +416,5 @@ class AsyncActors:
         faults = self._end()
         self._actors.clear()
         self._queue.clear()
-        self._learning = 0
+        self._learning.clear()
         return faults

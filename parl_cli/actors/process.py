@@ -36,7 +36,7 @@ from parl_cli.types import Rollout, Snapshot
 from parl_cli.vectorizers import processes
 from parl_cli.vectorizers.shared import SharedMemory
 
-_CLOSE_TIMEOUT_S = 3.0
+_CLOSE_TIMEOUT_S = 6.0  # longer than a vectorizer takes to give up on its workers
 _KILL_TIMEOUT_S = 2.0
 
 

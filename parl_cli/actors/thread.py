@@ -28,7 +28,7 @@ from parl_cli.config import option
 from parl_cli.types import Rollout, Snapshot
 from parl_cli.vectorizers.blocks import buffer_size
 
-_CLOSE_TIMEOUT_S = 3.0
+_CLOSE_TIMEOUT_S = 6.0  # longer than a vectorizer takes to give up on its workers
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ class ThreadActors(AsyncActors):
                 lambda what: said.put((status, what)),
                 _Reader(self._weights).load_into,
                 [None] * self.num_slots,
+                envs.start,
             ),
             name=f"parl-actor-{index}",
             daemon=True,

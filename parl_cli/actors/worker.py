@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,13 +56,27 @@ class Failed:
     text: str
 
     @classmethod
-    def because(cls, error: BaseException) -> Failed:
-        """Text, because not every exception can be pickled. What nobody foresaw keeps its traceback."""
+    def because(cls, error: BaseException, first_env: int) -> Failed:
+        """Text, because not every exception can be pickled. What nobody foresaw keeps its traceback.
+
+        Args:
+            error: what was raised.
+            first_env: added to the env ids in our own messages: a vectorizer counts its envs from 0.
+        """
         name = type(error).__name__
         if isinstance(error, ParlError) and hasattr(errors, name):
-            return cls(name, str(error))
-        trace = "".join(traceback.format_exception(error)).rstrip()
-        return cls("WorkerError", f"failed with {name}: {error}\n\n{trace}")
+            summary, *trace = str(error).split("\n", 1)
+            summary = _ENV_IDS.sub(lambda found: _shifted(found, first_env), summary)
+            return cls(name, "\n".join([summary, *trace]))
+        text = "".join(traceback.format_exception(error)).rstrip()
+        return cls("WorkerError", f"failed with {name}: {error}\n\n{text}")
+
+
+_ENV_IDS = re.compile(r"\benvs? \d+( to \d+)?")
+
+
+def _shifted(found: re.Match[str], first_env: int) -> str:
+    return re.sub(r"\d+", lambda number: str(int(number[0]) + first_env), found[0])
 
 
 class _Stopped(Exception):  # noqa: N818  # like StopIteration: not an error
@@ -75,6 +90,7 @@ def live(
     say: Callable[[Any], None],
     load_weights: Callable[[Any], int],
     slots: list[Any],
+    first_env: int,
 ) -> None:
     """Make an actor, let it act for as long as there are tickets, and close its envs.
 
@@ -85,6 +101,7 @@ def live(
         say: takes what it has to say.
         load_weights: gives its policy the newest weights; returns their version.
         slots: the arrays to fill for each ticket, or None for new ones.
+        first_env: what its env 0 is called in the whole run.
     """
     actor = None
     try:
@@ -95,13 +112,13 @@ def live(
     except (EOFError, ConnectionError):
         raise  # nobody is there to listen
     except BaseException as error:
-        say(Failed.because(error))
+        say(Failed.because(error, first_env))
     finally:
         if actor is not None:
             try:
                 actor.vectorizer.close()
             except BaseException as error:
-                say(Failed.because(error))
+                say(Failed.because(error, first_env))
 
 
 def _act(
@@ -199,4 +216,5 @@ def _serve(connection: Connection, payload: bytes) -> None:
         connection.send,
         WeightsReader(SharedWeights(weights, share.weights)).load_into,
         plan.slots(own),
+        share.first_env,
     )
