@@ -41,6 +41,9 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     config = name_module(config)
     registry.load("algo", config.algo.name).check(config, spec)
     registry.load("actors", config.actors.name).check(config)
+    check_vectorizer = getattr(registry.load("vectorizer", config.vectorizer.name), "check", None)
+    if check_vectorizer is not None:
+        check_vectorizer(config, EnvFactory(config.env))
     lag, actors = config.debug.policy_lag, config.actors.name
     if lag and actors != "inline":
         raise ConfigError(f"debug.policy_lag={lag}: needs actors=inline; actors={actors} lag on their own")

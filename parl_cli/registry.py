@@ -31,6 +31,7 @@ _TARGETS: dict[str, dict[str, str]] = {
         "thread": "parl_cli.vectorizers.thread:ThreadVectorizer",
         "subprocess": "parl_cli.vectorizers.subprocess:SubprocessVectorizer",
         "async": "parl_cli.vectorizers.asynchronous:AsyncVectorizer",
+        "native": "parl_cli.vectorizers.native:NativeVectorizer",
         "auto": "parl_cli.vectorizers.auto:AutoVectorizer",
     },
     "actors": {

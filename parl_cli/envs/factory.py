@@ -7,9 +7,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector import VectorEnv
 
 from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig
+from parl_cli.envs.batches import make_batch
 from parl_cli.envs.wrappers import num_agents
 from parl_cli.errors import ConfigError
 from parl_cli.types import EnvSpec
@@ -38,6 +40,11 @@ class EnvFactory:
         """Build it; ConfigError if the config does not fit."""
         plugins.load(self.plugins)
         return registry.load("adapter", self.config.adapter)(self.config, self.render_mode)
+
+    def make_vec(self, num_envs: int, backend: str = "gymnasium") -> VectorEnv:
+        """Build a library's own batch of such envs, see `make_batch`; ConfigError if there is none."""
+        plugins.load(self.plugins)
+        return make_batch(self.config, num_envs, backend)
 
 
 def env_spec(config: EnvConfig) -> EnvSpec:

@@ -38,23 +38,23 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, 
     Raises:
         ConfigError: unknown id, wrong arguments, a missing dependency, a wrapper that does not fit.
     """
-    spec = _find_spec(config)
+    spec = find_spec(config)
     limit = config.max_episode_steps or spec.max_episode_steps
     inside = bool(spec.additional_wrappers)  # wrappers of the registration count their steps above the limit
     try:
-        creator = _load_creator(spec.entry_point)
+        creator = load_creator(spec.entry_point)
         _redirect_mujoco_warnings()
-        _check_kwargs(config, creator)
+        check_kwargs(config, creator)
         _check_render_mode(config, creator, render_mode)
         arguments = dict(config.kwargs) if render_mode is None else {**config.kwargs, "render_mode": render_mode}
         env = gym.make(spec, max_episode_steps=limit if inside and limit else -1, **arguments)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise _missing_dependency(config, spec, error) from error
+        raise missing_dependency(config, spec, error) from error
     except (TypeError, ValueError, AssertionError, KeyError, OSError) as error:
         if not config.kwargs and "argument" not in str(error):
             raise  # not the user's doing: a bug in the env
         cause = error.__cause__ or error  # gym.make wraps a TypeError in a longer one
-        raise ConfigError(f"env.kwargs={config.kwargs}: {spec.id} refuses them: {_one_line(cause)}") from error
+        raise ConfigError(f"env.kwargs={config.kwargs}: {spec.id} refuses them: {one_line(cause)}") from error
     if limit and not inside:
         env = TimeLimit(env, TimeLimit.Config(limit))
     return _wrap(env, config.wrappers)
@@ -65,7 +65,7 @@ def is_import_id(env_id: str | None) -> bool:
     return env_id is not None and ":" in env_id
 
 
-def _find_spec(config: EnvConfig) -> EnvSpec:
+def find_spec(config: EnvConfig) -> EnvSpec:
     """A copy of the registered spec without OrderEnforcing and PassiveEnvChecker."""
     if config.id is None:
         raise ConfigError(f"env.id=null: env={config.name} needs a Gymnasium id; add for example env.id=CartPole-v1")
@@ -88,9 +88,9 @@ def _import_module(config: EnvConfig) -> None:
         importlib.import_module(module)
     except ImportError as error:
         if config.extra:
-            raise _missing_dependency(config, None, error) from error
+            raise missing_dependency(config, None, error) from error
         raise ConfigError(
-            f"env.id={config.id}: cannot import {module} ({_one_line(error)}); "
+            f"env.id={config.id}: cannot import {module} ({one_line(error)}); "
             "install it, or add its folder to PYTHONPATH"
         ) from error
 
@@ -115,7 +115,8 @@ def _other_ids(name: str) -> str:
     return f'no such id in Gymnasium\'s registry; if a package registers it, use env.id="package:{name}"'
 
 
-def _load_creator(entry_point: Any) -> Any:
+def load_creator(entry_point: Any) -> Any:
+    """The class or function behind an entry point."""
     if not isinstance(entry_point, str):
         return entry_point
     if entry_point.partition(":")[0] in sys.modules:
@@ -142,7 +143,7 @@ def _log_mujoco_warning(text: str) -> None:
     logging.getLogger(__name__).log(level, "MuJoCo: %s", text)
 
 
-def _check_kwargs(config: EnvConfig, creator: Any) -> None:
+def check_kwargs(config: EnvConfig, creator: Any) -> None:
     """Find a mistyped argument before the constructor does, to suggest the right one."""
     if "render_mode" in config.kwargs:
         raise ConfigError(
@@ -168,7 +169,8 @@ def _check_render_mode(config: EnvConfig, creator: Any, render_mode: str | None)
         raise ConfigError(f"render={render_mode}: {config.id} has no such render mode; {can}")
 
 
-def _missing_dependency(config: EnvConfig, spec: EnvSpec | None, error: BaseException) -> ConfigError:
+def missing_dependency(config: EnvConfig, spec: EnvSpec | None, error: BaseException) -> ConfigError:
+    """What to install, as an error to raise."""
     label = f"env={config.name}" if config.name != "gym" else f"env.id={config.id}"
     rooms = str(spec.entry_point).split(".") if spec else []
     extra = config.extra or next((known for known in _EXTRAS if known in rooms), None)
@@ -176,7 +178,7 @@ def _missing_dependency(config: EnvConfig, spec: EnvSpec | None, error: BaseExce
         return ConfigError(f'{label} needs {_EXTRAS.get(extra, extra)}: pip install "parl-cli[{extra}]"')
     newest = spec and get_env_id(spec.namespace, spec.name, find_highest_version(spec.namespace, spec.name))
     way_out = "install it" if spec is None or newest == spec.id else f"choose the newest version, {newest}"
-    return ConfigError(f"{label} cannot be built, a package is missing ({_one_line(error)}); {way_out}")
+    return ConfigError(f"{label} cannot be built, a package is missing ({one_line(error)}); {way_out}")
 
 
 def _wrap(env: gym.Env[Any, Any], items: list[Any]) -> gym.Env[Any, Any]:
@@ -207,5 +209,6 @@ def _parse_wrapper(key: str, item: Any) -> tuple[Any, Any]:
     return cls, parse(cls.Config, {} if options is None else options, f"{key}.{name}")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error's type and message without line breaks."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,7 +1,7 @@
 """How one actor steps its environments.
 
-`parl_cli.vectorizers.{Serial,Thread,Subprocess,Async}Vectorizer(env_fns, …)` are `gymnasium.vector.VectorEnv`s. They
-are imported when they are asked for, so that a worker process loads only what it runs.
+`parl_cli.vectorizers.{Serial,Thread,Subprocess,Async,Native}Vectorizer(env_fns, …)` are `gymnasium.vector.VectorEnv`s.
+They are imported when they are asked for, so that a worker process loads only what it runs.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from parl_cli.vectorizers.asynchronous import AsyncVectorizer
     from parl_cli.vectorizers.auto import AutoVectorizer
     from parl_cli.vectorizers.base import Vectorizer
+    from parl_cli.vectorizers.native import NativeVectorizer
     from parl_cli.vectorizers.serial import SerialVectorizer
     from parl_cli.vectorizers.subprocess import SubprocessVectorizer
     from parl_cli.vectorizers.thread import ThreadVectorizer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncVectorizer",
     "AutoVectorizer",
+    "NativeVectorizer",
     "SerialVectorizer",
     "SubprocessVectorizer",
     "ThreadVectorizer",
@@ -26,6 +28,7 @@ __all__ = [
 _MODULES = {
     "AsyncVectorizer": "asynchronous",
     "AutoVectorizer": "auto",
+    "NativeVectorizer": "native",
     "SerialVectorizer": "serial",
     "SubprocessVectorizer": "subprocess",
     "ThreadVectorizer": "thread",
