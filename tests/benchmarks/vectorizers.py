@@ -1,109 +1,359 @@
-"""How fast each vectorizer steps CartPole, beside a bare loop and Gymnasium's own, in one interleaved run.
+"""How fast each vectorizer steps, beside bare envs in a loop and other vector envs, in interleaved rounds.
 
-    python tests/benchmarks/vectorizers.py [--envs 32] [--seconds 1.0] [--rounds 5]
+    python tests/benchmarks/vectorizers.py [--suite cartpole32 busy100 …] [--seconds 0.5] [--rounds 7] [--install]
 
-Prints the median steps/s of each and its ratio to the bare loop of the same round, so that a machine whose speed
-drifts does not favour one of them. Nothing is asserted: figures depend on the machine, and on what else runs there.
+Prints a Markdown table per suite: median steps/s, the ratio to *raw* (bare env objects stepped in a Python loop in
+one process) of the same round, the CPU time that all processes together spend on a step, and beside it the ratio that
+is asked for. Nothing is asserted: figures depend on the machine, and on what else runs there; the ratios of one run
+hold better. `--install` makes a virtual environment in a temporary folder, installs this checkout, the envs' extras
+and the peers there, and measures in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
-import time
-from collections.abc import Callable
+import subprocess
+import sys
+import tempfile
+import tomllib
+import venv
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # for `tests`; last, so that an installed parl is the one that is measured
 
-from parl_cli import registry
-from parl_cli.config import EnvConfig
-from parl_cli.envs.factory import EnvFactory, EpisodeSeeds
-
-ENV = EnvConfig(id="CartPole-v1")
+PEERS = ("ale-py>=0.10", "opencv-python-headless>=4.8")
 
 
-class BareLoop:
-    """Env objects stepped in a Python loop, reset where they ended: the floor for one process."""
+@dataclass(frozen=True)
+class Asked:
+    """A ratio that `who` should reach."""
 
-    def __init__(self, num_envs: int) -> None:
-        self.envs = [EnvFactory(ENV)() for _ in range(num_envs)]
-        for env in self.envs:
-            env.reset(seed=0)
-
-    def step(self, actions: np.ndarray) -> None:
-        for env, action in zip(self.envs, actions.tolist(), strict=True):
-            _, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                env.reset()
-
-    def close(self) -> None:
-        for env in self.envs:
-            env.close()
+    who: str
+    times: float
+    than: str = "raw"
 
 
-class Runner:
-    """A vectorizer as the actor drives it: `send`, then `recv`."""
+@dataclass(frozen=True)
+class Suite:
+    """Some ways to step the same envs, by name; the first is what ratios are taken to."""
 
-    def __init__(self, name: str, num_envs: int) -> None:
-        self.vectorizer = registry.load("vectorizer", name)(
-            [EnvFactory(ENV)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP, episode_seed=EpisodeSeeds(1)
-        )
-        self.vectorizer.begin()
-
-    def step(self, actions: np.ndarray) -> None:
-        self.vectorizer.send(actions)
-        self.vectorizer.recv()
-
-    def close(self) -> None:
-        self.vectorizer.close()
+    title: str
+    peers: Callable[[], Mapping[str, Callable[[], Any]]]
+    asked: tuple[Asked, ...] = ()
+    best_of: tuple[str, ...] = field(default=())  # for `Asked("best", …)`
 
 
-def gymnasium_env(cls: type, num_envs: int) -> Any:
-    """One of Gymnasium's vector envs, as its documentation makes it."""
-    envs = cls([partial(gym.make, ENV.id)] * num_envs)
-    envs.reset(seed=0)
-    return envs
+# ---- suites ----
 
 
-def measure(step: Callable[[np.ndarray], Any], actions: np.ndarray, seconds: float) -> float:
-    """Env steps per second over about `seconds`."""
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        step(actions[count % len(actions)])
-        count += 1
-    return count * actions.shape[1] / (time.perf_counter() - started)
+def cartpole(num_envs: int) -> dict[str, Callable[[], Any]]:
+    from tests.benchmarks import peers
+
+    ours, theirs = [peers.as_configured("CartPole-v1")] * num_envs, [peers.gymnasium_made("CartPole-v1")] * num_envs
+    return {
+        "raw": partial(peers.Raw, [partial(peers.bare, "CartPole-v1")] * num_envs),
+        **{name: partial(peers.runner, name, ours) for name in _names()},
+        "serial, Gymnasium's face": partial(peers.face, "serial", ours),
+        "subprocess, Gymnasium's face": partial(peers.face, "subprocess", ours),
+        "SyncVectorEnv": partial(peers.sync, theirs),
+        "AsyncVectorEnv": partial(peers.asynchronous, theirs),
+        "CartPoleVectorEnv": partial(peers.own_batch, "CartPole-v1", num_envs),
+    }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--envs", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=1.0, help="per measurement")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
+def busy100() -> dict[str, Callable[[], Any]]:
+    from tests.benchmarks import peers
 
-    n = options.envs
-    peers: dict[str, Any] = {"bare loop": BareLoop(n)}
-    peers |= {name: Runner(name, n) for name in registry.names("vectorizer")}
-    peers |= {"gymnasium sync": gymnasium_env(SyncVectorEnv, n), "gymnasium async": gymnasium_env(AsyncVectorEnv, n)}
-    actions = np.random.default_rng(0).integers(2, size=(1000, n))
-    speeds: dict[str, list[float]] = {name: [] for name in peers}
+    envs = [peers.busy] * 32
+    return {
+        "raw": partial(peers.Raw, envs),
+        **{name: partial(peers.runner, name, envs) for name in _names() if name != "native"},
+        "AsyncVectorEnv": partial(peers.asynchronous, envs),
+    }
+
+
+def sleep1ms() -> dict[str, Callable[[], Any]]:
+    from parl_cli.envs.toy import SleepEnv
+    from tests.benchmarks import peers
+
+    envs = [partial(SleepEnv, 1e-3, length=200)] * 32
+    return {
+        "raw": partial(peers.Raw, envs),
+        "thread, 16 workers": partial(peers.runner, "thread", envs, num_workers=16),
+        "subprocess": partial(peers.runner, "subprocess", envs),
+        "AsyncVectorEnv": partial(peers.asynchronous, envs),
+    }
+
+
+def halfcheetah() -> dict[str, Callable[[], Any]]:
+    from tests.benchmarks import peers
+
+    ours, theirs = [peers.as_configured("HalfCheetah-v5")] * 16, [peers.gymnasium_made("HalfCheetah-v5")] * 16
+    return {
+        "raw": partial(peers.Raw, [partial(peers.bare, "HalfCheetah-v5")] * 16, limit=1000),
+        **{name: partial(peers.runner, name, ours) for name in _names() if name != "native"},
+        "SyncVectorEnv": partial(peers.sync, theirs),
+        "AsyncVectorEnv": partial(peers.asynchronous, theirs),
+    }
+
+
+def pong() -> dict[str, Callable[[], Any]]:
+    import ale_py
+    import gymnasium
+
+    from tests.benchmarks import peers
+
+    gymnasium.register_envs(ale_py)
+    envs = [peers.pong] * 8
+
+    def native() -> Any:
+        batch = gymnasium.make_vec("ALE/Pong-v5", 8, vectorization_mode="vector_entry_point")
+        return peers.runner("native", batch)
+
+    return {
+        "raw": partial(peers.Raw, envs),
+        **{name: partial(peers.runner, name, envs) for name in _names() if name != "native"},
+        "native": native,
+        "SyncVectorEnv": partial(peers.sync, envs),
+        "AsyncVectorEnv": partial(peers.asynchronous, envs),
+        "AtariVectorEnv": partial(peers.own_batch, "ALE/Pong-v5", 8),
+    }
+
+
+def first_ready() -> dict[str, Callable[[], Any]]:
+    from tests.benchmarks import peers
+
+    envs = [peers.random_sleep] * 8
+    options = {"num_workers": 8, "num_groups": 1, "batch_size": 4}
+    return {
+        "subprocess, 8 workers": partial(peers.runner, "subprocess", envs, num_workers=8),
+        "async, 8 workers, batch of 4": partial(peers.runner, "async", envs, **options),
+        "async, 8 workers, batch of 1": partial(peers.runner, "async", envs, **options | {"batch_size": 1}),
+    }
+
+
+def _names() -> list[str]:
+    from parl_cli import registry
+
+    return [name for name in registry.names("vectorizer") if name != "auto"]
+
+
+SUITES = {
+    "cartpole32": Suite(
+        "CartPole × 32",
+        partial(cartpole, 32),
+        (
+            Asked("subprocess", 1.1),
+            Asked("subprocess", 8, "AsyncVectorEnv"),
+            Asked("serial", 0.85),
+            Asked("serial", 1.1, "SyncVectorEnv"),
+            Asked("serial, Gymnasium's face", 1.1, "SyncVectorEnv"),
+            Asked("subprocess, Gymnasium's face", 8, "AsyncVectorEnv"),
+            Asked("native", 0.85, "CartPoleVectorEnv"),
+        ),
+    ),
+    "cartpole256": Suite("CartPole × 256", partial(cartpole, 256), (Asked("subprocess", 1.45),)),
+    "busy100": Suite("Python env of 100 µs × 32", busy100, (Asked("subprocess", 1.8),)),
+    # ideal: 16 threads, each as fast as the loop
+    "sleep1ms": Suite("Env that sleeps 1 ms × 32", sleep1ms, (Asked("thread, 16 workers", 0.85 * 16),)),
+    "halfcheetah": Suite(
+        "HalfCheetah × 16",
+        halfcheetah,
+        (Asked("best", 1.6), Asked("best", 4, "AsyncVectorEnv")),
+        ("thread", "subprocess"),
+    ),
+    "pong": Suite(
+        "Pong, 84 × 84 × 4, × 8",
+        pong,
+        (Asked("best", 1.6), Asked("best", 1.7, "AsyncVectorEnv"), Asked("native", 0.9, "AtariVectorEnv")),
+        ("thread", "subprocess"),
+    ),
+    "async": Suite(
+        "8 workers, steps of 2 ms, exponential",
+        first_ready,
+        (Asked("async, 8 workers, batch of 4", 2, "subprocess, 8 workers"),),
+    ),
+}
+MEMORY = "memory"
+
+
+# ---- measuring ----
+
+
+@dataclass
+class Row:
+    """What one peer did, by round."""
+
+    steps_per_s: list[float] = field(default_factory=list)
+    cpu_us: list[float] = field(default_factory=list)
+
+    def ratio(self, other: Row) -> float:
+        """The median over the rounds, which both were measured in."""
+        return statistics.median(a / b for a, b in zip(self.steps_per_s, other.steps_per_s, strict=True))
+
+
+def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], dict[str, str]]:
+    """Measure the peers of a suite in turns: their rows, and why others are missing."""
+    from parl_cli.metrics.cpu import CpuMeter
+
+    peers: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     try:
-        for _ in range(options.rounds):
+        for name, make in suite.peers().items():
+            try:
+                peers[name] = make()
+            except Exception as error:  # an extra that is not installed, a batch that an env has not
+                missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        meter = CpuMeter()
+        rows = {name: Row() for name in peers}
+        for number in range(rounds):
             for name, peer in peers.items():
-                speeds[name].append(measure(peer.step, actions, options.seconds))
+                _say(f"{suite.title}: round {number + 1} of {rounds}, {name}")
+                before = meter.seconds()
+                steps, elapsed, all_steps = peer.run(seconds)
+                rows[name].cpu_us.append(1e6 * (meter.seconds() - before) / all_steps)
+                rows[name].steps_per_s.append(steps / elapsed)
     finally:
+        _say("")
         for peer in peers.values():
             peer.close()
+    return rows, missing
 
-    print(f"{ENV.id} × {n}, median of {options.rounds} rounds")
-    for name, values in speeds.items():
-        ratio = statistics.median(v / bare for v, bare in zip(values, speeds["bare loop"], strict=True))
-        print(f"{name:<18}{statistics.median(values):>12,.0f} steps/s  {ratio:5.2f} × bare")
+
+def _say(text: str) -> None:
+    """Progress, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def table(suite: Suite, rows: Mapping[str, Row], missing: Mapping[str, str]) -> str:
+    """The suite's Markdown table, and what is missing from it."""
+    if not rows:
+        return f"### {suite.title}\n\nnothing could be measured\n" + _missing(missing)
+    floor = next(iter(rows))
+    lines = [f"### {suite.title}", "", f"| what | steps/s | × {floor} | CPU µs per step | asked |", "| --- " * 5 + "|"]
+    best = max((name for name in suite.best_of if name in rows), key=lambda n: rows[n].ratio(rows[floor]), default="")
+    for name, row in rows.items():
+        wanted = [a for a in suite.asked if a.who == name or (a.who == "best" and name == best)]
+        asked = ", ".join(_compared(a, name, rows, floor) for a in wanted)
+        figures = f"{statistics.median(row.steps_per_s):,.0f} | {row.ratio(rows[floor]):.2f}"
+        lines.append(f"| {name} | {figures} | {_us(statistics.median(row.cpu_us))} | {asked} |")
+    return "\n".join(lines) + "\n" + _missing(missing)
+
+
+def _us(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def _compared(asked: Asked, name: str, rows: Mapping[str, Row], floor: str) -> str:
+    if asked.than not in rows:
+        return f"≥ {asked.times:g} × {asked.than}, which is missing"
+    if asked.than == floor:
+        return f"≥ {asked.times:g}"
+    return f"{rows[name].ratio(rows[asked.than]):.2f} × {asked.than} (≥ {asked.times:g})"
+
+
+def _missing(missing: Mapping[str, str]) -> str:
+    return "".join(f"\nnot measured: {name} ({why})\n" for name, why in missing.items())
+
+
+def memory_table() -> str:
+    """Processes and memory of 32 CartPole envs, each way alone; MB are 10⁶ bytes."""
+    from parl_cli.metrics.cpu import processes_below
+    from parl_cli.vectorizers.calls import available_cores
+
+    if not Path("/proc/self/smaps_rollup").exists():
+        return "### Memory\n\nnot measured: needs Linux's /proc/PID/smaps_rollup\n"
+    lines = ["### Memory, CartPole × 32", ""]
+    lines += ["| what | worker processes | RSS of the largest, MB | PSS of all, MB | asked |", "| --- " * 5 + "|"]
+    asked = {"subprocess": f"≤ {available_cores()} processes, ≤ 100 MB each"}
+    for name in ("subprocess", "async", "AsyncVectorEnv"):
+        before = set(processes_below())
+        peer = cartpole(32)[name]()
+        try:
+            peer.run(0.2)
+            workers = [pid for pid in set(processes_below()) - before if not _is_tracker(pid)]
+            rss, pss = zip(*(_memory_mb(pid) for pid in workers), strict=True)
+        finally:
+            peer.close()
+        lines.append(f"| {name} | {len(workers)} | {max(rss):.0f} | {sum(pss):.0f} | {asked.get(name, '')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether it is the process in which multiprocessing keeps account of shared memory."""
+    return b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def _memory_mb(pid: int) -> tuple[float, float]:
+    """Resident memory of a process, all of it, and with what is shared divided by who shares it."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    kib = {words[0]: int(words[1]) for words in map(str.split, text.splitlines()[1:])}
+    return kib["Rss:"] * 1024 / 1e6, kib["Pss:"] * 1024 / 1e6
+
+
+# ---- the command ----
+
+
+def install(arguments: Sequence[str]) -> int:
+    """Run this file with `arguments` in a new virtual environment that holds parl and its peers.
+
+    Without torch: nothing that is measured imports it (a test sees to that), and its wheels are gigabytes.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [name for name in project["dependencies"] if not name.startswith("torch")]
+    needed += project["optional-dependencies"]["mujoco"]
+    with tempfile.TemporaryDirectory(prefix="parl-benchmark-") as folder:
+        print(f"installing parl and its peers in {folder}", file=sys.stderr, flush=True)
+        venv.create(folder, with_pip=True)
+        python = Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, *needed, *PEERS], check=True)
+        subprocess.run([*pip, "--no-deps", str(ROOT)], check=True)
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        return subprocess.run([str(python), __file__, *arguments], env=clean, check=False).returncode
+
+
+def main() -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [*SUITES, MEMORY]
+    parser.add_argument("--suite", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument("--seconds", type=float, default=0.5, help="of one window (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=7, help="windows of each peer (default: %(default)s)")
+    parser.add_argument("--install", action="store_true", help="measure in a virtual environment made for it")
+    options = parser.parse_args()
+    if options.install:
+        return install([word for word in sys.argv[1:] if word != "--install"])
+
+    import gymnasium
+    import numpy
+
+    from parl_cli import __version__
+    from parl_cli.vectorizers.calls import available_cores
+
+    versions = f"parl {__version__}, Gymnasium {gymnasium.__version__}, numpy {numpy.__version__}"
+    print(f"{versions}, Python {sys.version.split()[0]}, {available_cores()} cores")
+    print(f"median of {options.rounds} rounds of {options.seconds:g} s, in turns\n")
+    for name in options.suite:
+        if name == MEMORY:
+            print(memory_table(), flush=True)
+            continue
+        suite = SUITES[name]
+        try:
+            print(table(suite, *measure(suite, options.seconds, options.rounds)), flush=True)
+        except ImportError as error:
+            print(f"### {suite.title}\n\nnot measured: {error}\n", flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
