@@ -23,7 +23,7 @@ from torch import Tensor
 
 from parl_cli.algos.flat_adam import FlatAdam
 from parl_cli.algos.targets import Targets, gae_targets
-from parl_cli.buffers.minibatches import minibatches
+from parl_cli.buffers.minibatches import shuffle, unstack
 from parl_cli.config import TrainConfig, option
 from parl_cli.errors import ConfigError
 from parl_cli.functional.losses import (
@@ -32,11 +32,14 @@ from parl_cli.functional.losses import (
     kl_adaptive_lr,
     kl_penalty_coef,
     masked_mean,
+    mean_weights,
     normalize_advantage,
     ppo_clip_loss,
     value_loss,
 )
 from parl_cli.functional.schedules import schedule
+from parl_cli.policies.actor_critic import ActorCritic
+from parl_cli.policies.fused import flatten
 from parl_cli.types import EnvSpec, Metrics, Rollout
 
 MIN_ADAPTIVE_LR, MAX_ADAPTIVE_LR = 1e-5, 1e-2  # the bounds that RSL-RL (Rudin et al. 2022) uses
@@ -102,9 +105,11 @@ class PPO:
         self.generator = torch.Generator().manual_seed(seed)
         critic = [p for n, p in policy.named_parameters() if n.startswith("value_")]
         actor = [p for n, p in policy.named_parameters() if not n.startswith("value_")]
-        self.optimizer = FlatAdam([actor, critic], learning_rate=config.learning_rate, eps=config.adam_eps)
-        if hasattr(policy, "fuse"):
-            policy.fuse(self.optimizer.flat)
+        self.optimizer = FlatAdam(
+            flatten(policy), [actor, critic], learning_rate=config.learning_rate, eps=config.adam_eps
+        )
+        # encoded and normalised observations are the same throughout an update
+        self._encodes_once = type(policy).evaluate is ActorCritic.evaluate
         self.learning_rate = config.learning_rate
         self.kl_penalty_coef = config.kl_penalty_coef
 
@@ -162,7 +167,7 @@ class PPO:
         targets = self.targets(rollout)
         value, returns = targets.value, targets.returns
         batch: dict[str, Any] = {
-            "obs": rollout.obs,
+            "obs": self.policy.features(rollout.obs) if self._encodes_once else rollout.obs,
             "action": rollout.action,
             "log_prob": rollout.extras["log_prob"],
             "dist_params": rollout.extras["dist_params"],
@@ -180,8 +185,10 @@ class PPO:
 
         history: list[dict[str, Tensor]] = []  # one row per epoch
         for _ in range(config.num_epochs):
-            parts = minibatches(batch, config.num_minibatches, self.generator, whole_columns=recurrent)
-            history.append(self._epoch_metrics([self._minibatch_step(part, now) for part in parts], now))
+            epoch = shuffle(batch, config.num_minibatches, self.generator, whole_columns=recurrent)
+            if config.normalize_advantage:
+                epoch["advantage"] = normalize_advantage(epoch["advantage"], epoch.get("mask"), batch_dims=1)
+            history.append(self._epoch_metrics([self._minibatch_step(part, now) for part in unstack(epoch)], now))
             if config.target_kl is None:
                 continue
             kl = float(history[-1]["policy/approx_kl"])
@@ -225,22 +232,22 @@ class PPO:
     def _minibatch_step(self, batch: dict[str, Tensor], now: dict[str, float]) -> dict[str, Tensor]:
         """One gradient step. What its metrics are made from, [*lead] each; `grad_norm` is a scalar."""
         config, mask = self.config, batch.get("mask")
-        distribution, value = self.policy.evaluate(batch["obs"], batch.get("state"), batch.get("is_first"))
+        if self._encodes_once:
+            distribution, value = self.policy.evaluate_features(batch["obs"])
+        else:
+            distribution, value = self.policy.evaluate(batch["obs"], batch.get("state"), batch.get("is_first"))
         log_ratio = distribution.log_prob(batch["action"]) - batch["log_prob"]
         if mask is not None:  # a ratio that overflows would come back as NaN from the backward pass
             log_ratio = log_ratio.masked_fill(~mask, 0.0)
-        advantage = batch["advantage"]
-        if config.normalize_advantage:
-            advantage = normalize_advantage(advantage, mask)
 
-        policy_losses, extra = self.policy_loss(log_ratio.exp(), advantage, distribution, batch, now)
+        policy_losses, extra = self.policy_loss(log_ratio.exp(), batch["advantage"], distribution, batch, now)
         value_losses = value_loss(value, batch["value"], batch["returns"], clip_range=config.value_clip_range)
         losses = torch.add(policy_losses, value_losses, alpha=config.value_coef)
         if now["entropy_coef"]:
             losses = torch.sub(losses, distribution.entropy(), alpha=now["entropy_coef"])
 
         self.optimizer.zero_grad()
-        masked_mean(losses, mask).backward()
+        losses.backward(mean_weights(losses, mask))
         rows = {"loss/policy": policy_losses, "loss/value": value_losses, "log_ratio": log_ratio, **extra}
         rows = {name: row.detach() for name, row in rows.items()}
         if mask is not None:

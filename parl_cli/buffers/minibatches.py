@@ -13,14 +13,23 @@ def minibatches(
 ) -> Iterator[dict[str, Tensor]]:
     """One epoch: every step of the rollout once, in a fresh random order, cut into equal parts.
 
-    Each tensor is gathered once per epoch; a minibatch is a view into that.
+    Each tensor is gathered once per epoch; a minibatch is a view into that: [B(, A), *item], or with `whole_columns`
+    [T, n(, A), *item]. For the arguments see `shuffle`.
+    """
+    return unstack(shuffle(batch, num_minibatches, generator, whole_columns=whole_columns))
+
+
+def shuffle(
+    batch: Mapping[str, Tensor], num_minibatches: int, generator: torch.Generator, *, whole_columns: bool = False
+) -> dict[str, Tensor]:
+    """The minibatches of one epoch, stacked along a new first dimension M.
 
     Args:
         batch: tensors [T, N(, A), *item]; a column's initial recurrent state, under the key `state`, is [N(, A), S].
-        num_minibatches: parts; must divide T·N (or N, with `whole_columns`).
+        num_minibatches: M; must divide T·N (or N, with `whole_columns`).
         generator: CPU generator that shuffles.
-        whole_columns: keep time in order for a recurrent policy: minibatches are [T, n(, A), *item]. Otherwise
-            time and columns are flattened: minibatches are [B(, A), *item].
+        whole_columns: keep time in order for a recurrent policy: [M, T, n(, A), *item]. Otherwise time and columns
+            are flattened: [M, B(, A), *item].
 
     Raises:
         ValueError: parts that do not divide.
@@ -31,13 +40,16 @@ def minibatches(
         what = "columns" if whole_columns else "steps"
         raise ValueError(f"num_minibatches={num_minibatches}: must divide the rollout's {rows} {what}")
     order = torch.randperm(rows, generator=generator).to(lead.device)
-    size = rows // num_minibatches
-    if whole_columns:
-        shuffled = {k: v[order] if k == "state" else v[:, order] for k, v in batch.items()}
-        for start in range(0, rows, size):
-            part = slice(start, start + size)
-            yield {k: v[part] if k == "state" else v[:, part] for k, v in shuffled.items()}
-        return
-    shuffled = {k: v.flatten(0, 1)[order] for k, v in batch.items()}
-    for start in range(0, rows, size):
-        yield {k: v[start : start + size] for k, v in shuffled.items()}
+    parts = num_minibatches, rows // num_minibatches
+    if not whole_columns:
+        return {k: v.flatten(0, 1)[order].unflatten(0, parts) for k, v in batch.items()}
+    return {
+        k: v[order].unflatten(0, parts) if k == "state" else v[:, order].unflatten(1, parts).movedim(1, 0)
+        for k, v in batch.items()
+    }
+
+
+def unstack(stacked: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The minibatches of `shuffle`, one after the other."""
+    for parts in zip(*(tensor.unbind() for tensor in stacked.values()), strict=True):
+        yield dict(zip(stacked, parts, strict=True))

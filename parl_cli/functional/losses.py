@@ -36,6 +36,16 @@ def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
     return x.masked_fill(~mask, 0.0).sum() / mask.sum().clamp(min=1)
 
 
+def mean_weights(x: Tensor, mask: Tensor | None) -> Tensor:
+    """The gradient of `masked_mean` with respect to `x`, [*lead].
+
+    `x.backward(mean_weights(x, mask))` is `masked_mean(x, mask).backward()` without the reductions.
+    """
+    if mask is None:
+        return torch.full_like(x, 1.0 / max(x.numel(), 1))
+    return mask / mask.sum().clamp(min=1)
+
+
 def ppo_clip_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     """PPO's clipped surrogate, PPO eq. 7, as a loss: −min(r A, clip(r, 1 − eps, 1 + eps) A), to be minimised.
 
@@ -52,7 +62,8 @@ def ppo_clip_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor
     Returns:
         Loss per sample, [*lead].
     """
-    return torch.maximum(-advantage * ratio, torch.add(-advantage, advantage.abs(), alpha=-clip_range))
+    cost = -advantage
+    return torch.maximum(cost * ratio, torch.sub(cost, cost.abs(), alpha=clip_range))
 
 
 def value_loss(value: Tensor, old_value: Tensor, returns: Tensor, clip_range: float | None = None) -> Tensor:
@@ -91,7 +102,7 @@ def approx_kl(log_ratio: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def normalize_advantage(advantage: Tensor, mask: Tensor | None, eps: float = 1e-8) -> Tensor:
+def normalize_advantage(advantage: Tensor, mask: Tensor | None, eps: float = 1e-8, *, batch_dims: int = 0) -> Tensor:
     """Advantages shifted and scaled to mean 0 and standard deviation 1 over real transitions; masked rows become 0.
 
     The population's standard deviation, so that a single sample gives 0 and not NaN.
@@ -100,10 +111,16 @@ def normalize_advantage(advantage: Tensor, mask: Tensor | None, eps: float = 1e-
         advantage: [*lead].
         mask: bool [*lead], or None for all true.
         eps: added to the standard deviation.
+        batch_dims: how many of the first dimensions are apart: with 1, [M, ...] is M minibatches.
     """
-    centred = advantage - masked_mean(advantage, mask)
-    normalized = centred / (masked_mean(centred.square(), mask).sqrt() + eps)
-    return normalized if mask is None else normalized.masked_fill(~mask, 0.0)
+    dims = tuple(range(batch_dims, advantage.dim()))
+    if mask is None:
+        std, mean = torch.std_mean(advantage, dims, correction=0, keepdim=True)
+        return (advantage - mean) / (std + eps)
+    count = mask.sum(dims, keepdim=True).clamp(min=1)
+    centred = advantage - advantage.masked_fill(~mask, 0.0).sum(dims, keepdim=True) / count
+    centred = centred.masked_fill(~mask, 0.0)
+    return centred / ((centred.square().sum(dims, keepdim=True) / count).sqrt() + eps)
 
 
 @torch.no_grad()

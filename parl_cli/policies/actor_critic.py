@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -25,8 +26,8 @@ from torch import Tensor, nn
 from parl_cli.config import option
 from parl_cli.errors import ConfigError
 from parl_cli.functional.distributions import make_distribution, standard_normal
-from parl_cli.policies.encoders import VectorEncoder, mlp, orthogonal
-from parl_cli.policies.fused import ACTIVATIONS, FlatParameters, FusedPerceptrons, Perceptron
+from parl_cli.policies.encoders import ACTIVATIONS, VectorEncoder, mlp, orthogonal
+from parl_cli.policies.fused import FUSED_ACTIVATIONS, FlatParameters, FusedActorCritic
 from parl_cli.policies.normalizer import RunningNormalizer
 from parl_cli.types import ActOutput, EnvSpec, Rollout
 
@@ -92,7 +93,7 @@ class ActorCritic(nn.Module):
             self.noise_dim = width * self.num_means
             self.noise_period = config.gsde_period
 
-        def trunk() -> nn.Module:
+        def trunk() -> nn.Sequential:
             return mlp(self.encoder.size, config.hidden_sizes, config.activation, config.norm, config.hidden_gain)
 
         self.policy_trunk = trunk()
@@ -103,25 +104,32 @@ class ActorCritic(nn.Module):
         self.log_std = nn.Parameter(torch.full(std_shape, config.log_std_init)) if free_std else None
         if self.num_means and config.state_dependent_std:
             nn.init.constant_(self.policy_head.bias[-self.num_means :], config.log_std_init)
-        self.fused = self._make_fused()
 
-    def _make_fused(self) -> FusedPerceptrons | None:
-        """Both networks without the modules around them, where they are plain perceptrons."""
-        config = self.config
-        if config.norm != "none" or config.gsde or config.activation not in ACTIVATIONS:
+    @cached_property
+    def fused(self) -> FusedActorCritic | None:
+        """The same network without the modules around it, where it is made of plain perceptrons; None elsewhere."""
+        activation = type(ACTIVATIONS[self.config.activation]())
+        trunks = [trunk for trunk in (self.policy_trunk, self.value_trunk) if trunk is not None]
+        plain = all(type(layer) in (nn.Linear, activation) for trunk in trunks for layer in trunk)
+        own_params = type(self).params is not ActorCritic.params
+        if activation not in FUSED_ACTIVATIONS or not plain or self.config.gsde or own_params:
             return None
-        trunks = [t for t in (self.policy_trunk, self.value_trunk) if t is not None]
-        heads = [[self.policy_head], [self.value_head]] if len(trunks) == 2 else [[self.policy_head, self.value_head]]
-        perceptrons = [
-            Perceptron([layer for layer in trunk if isinstance(layer, nn.Linear)], its_heads)
-            for trunk, its_heads in zip(trunks, heads, strict=True)
-        ]
-        return FusedPerceptrons(perceptrons, config.activation, self.log_std)
+        return FusedActorCritic(
+            [[(layer.weight, layer.bias) for layer in trunk if isinstance(layer, nn.Linear)] for trunk in trunks],
+            (self.policy_head.weight, self.policy_head.bias),
+            (self.value_head.weight, self.value_head.bias),
+            activation,
+            self.log_std,
+        )
 
-    def fuse(self, flat: FlatParameters) -> None:
-        """Learn by one autograd node from here on, if this network can; all its parameters are in `flat`."""
+    def flatten(self) -> FlatParameters:
+        """Lay all parameters end to end, and learn by one autograd node from here on, if this network can."""
+        first = [] if self.fused is None else self.fused.parameters()
+        known = set(first)
+        flat = FlatParameters([*first, *(p for p in self.parameters() if p not in known)])
         if self.fused is not None:
-            self.fused.flat = flat
+            self.fused.attach(flat)
+        return flat
 
     def features(self, obs: Tensor) -> Tensor:
         """`obs` [*lead, *space.shape] → normalised vectors [*lead, F]."""
@@ -144,7 +152,7 @@ class ActorCritic(nn.Module):
         """Choose actions; see `parl_cli.types.Policy`. Extras: `log_prob` [B(, A)], `dist_params` [B(, A), P]."""
         features = self.features(obs)
         if self.fused is not None:
-            return self._draw(self.fused.infer(features, 0)[0], noise, greedy)
+            return self._draw(self.fused.policy(features), noise, greedy)
         return self.choose(self.policy_trunk(features), noise, greedy)
 
     def choose(self, hidden: Tensor, noise: Tensor, greedy: bool) -> ActOutput:
@@ -170,10 +178,13 @@ class ActorCritic(nn.Module):
 
         A recurrent policy wants lead `(T, n)`, `state` [n, S] and `is_first` [T, n]; here they are not used.
         """
-        features = self.features(obs)
+        return self.evaluate_features(self.features(obs))
+
+    def evaluate_features(self, features: Tensor) -> tuple[Any, Tensor]:
+        """`evaluate`, from what `features` made of the observations: during an update that is always the same."""
         if self.fused is not None and self.fused.flat is not None:
             params, value = self.fused(features)
-            return self.distribution(params), value.squeeze(-1)
+            return self.distribution(params), value
         hidden = self.policy_trunk(features)
         value_hidden = hidden if self.value_trunk is None else self.value_trunk(features)
         return self.distribution(self.params(hidden)), self.value_head(value_hidden).squeeze(-1)
@@ -190,7 +201,7 @@ class ActorCritic(nn.Module):
         rows = torch.cat([rollout.obs.flatten(0, 1), rollout.last_obs, final_obs])
         features = self.features(rows)
         if self.fused is not None:
-            value = self.fused.infer(features, -1)[-1].squeeze(-1)
+            value = self.fused.value(features)
         else:
             trunk = self.policy_trunk if self.value_trunk is None else self.value_trunk
             value = self.value_head(trunk(features)).squeeze(-1)

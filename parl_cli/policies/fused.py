@@ -1,16 +1,17 @@
-"""Perceptrons with a backward pass of their own, over parameters that lie end to end in one tensor.
+"""A perceptron actor-critic with a backward pass of its own, over parameters that lie end to end in one tensor.
 
 At the sizes of classic control a network costs more to dispatch than to compute: dozens of autograd nodes, a gradient
-tensor per parameter. Here a whole actor-critic is one node, its parameters are one leaf and its gradient is one
-tensor. It is the same function as the modules that own the parameters, to rounding; losses do not know of it.
+per parameter. Here actor and critic are one node, their parameters one leaf, their gradient one tensor, and layers of
+equal place are computed side by side, [2, …]. It is the same function as the modules that own the parameters, to
+rounding; losses do not know of it.
 
-With h_0 = x, layers h_k = f(h_{k−1} W_kᵀ + b_k) and heads y_j = h_K V_jᵀ + c_j, rows being samples, the chain rule
-gives from G_j = ∂L/∂y_j, going down:
+With h_0 = x, layers h_k = f(h_{k−1} W_kᵀ + b_k) and a head y = h_K Vᵀ + c, rows being samples, the chain rule gives
+from G = ∂L/∂y, going down:
 
-    ∂L/∂V_j = G_jᵀ h_K      ∂L/∂c_j = 1ᵀ G_j      E_K = Σ_j G_j V_j
-    D_k = E_k ⊙ f'_k        ∂L/∂W_k = D_kᵀ h_{k−1}  ∂L/∂b_k = 1ᵀ D_k      E_{k−1} = D_k W_k
+    ∂L/∂V = Gᵀ h_K        ∂L/∂c = 1ᵀ G              E_K = G V (of a shared trunk: the sum over heads)
+    D_k = E_k ⊙ f'(z_k)   ∂L/∂W_k = D_kᵀ h_{k−1}    ∂L/∂b_k = 1ᵀ D_k    E_{k−1} = D_k W_k
 
-where f' is computed from h_k = f(z_k), so that no z is kept: tanh' = 1 − h², relu' = [h > 0], elu' = 1 or h + 1.
+where f' is computed from h_k, so that no z is kept: tanh' = 1 − h², relu' = [h > 0], elu' = 1 or h + 1.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 def _tanh_(z: Tensor) -> Tensor:
@@ -33,16 +34,18 @@ def _tanh_(z: Tensor) -> Tensor:
     return z
 
 
-class _Activation(NamedTuple):
+class Activation(NamedTuple):
+    """A non-linearity f whose slope can be told from what it puts out."""
+
     apply_: Callable[[Tensor], Tensor]  # in place
     backward: Callable[[Tensor, Tensor], Tensor]  # (∂L/∂h, h) → ∂L/∂z
 
 
 _aten = torch.ops.aten
-ACTIVATIONS = {
-    "tanh": _Activation(_tanh_, _aten.tanh_backward),
-    "relu": _Activation(torch.relu_, lambda grad, h: _aten.threshold_backward(grad, h, 0)),
-    "elu": _Activation(nn.functional.elu_, lambda grad, h: _aten.elu_backward(grad, 1, 1, 1, True, h)),
+FUSED_ACTIVATIONS: dict[type[nn.Module], Activation] = {
+    nn.Tanh: Activation(_tanh_, _aten.tanh_backward),
+    nn.ReLU: Activation(torch.relu_, lambda grad, h: _aten.threshold_backward(grad, h, 0)),
+    nn.ELU: Activation(F.elu_, lambda grad, h: _aten.elu_backward(grad, 1, 1, 1, True, h)),
 }
 
 
@@ -50,21 +53,21 @@ class FlatParameters:
     """Parameters end to end in one tensor, their gradients in another.
 
     The parameters stay what they are to everyone else, names and shapes included: only their `data` and `grad` become
-    views. A gradient that reaches a parameter and one that reaches `data` add up in the same place, so `grad` must be
+    views. A gradient that reaches a parameter and one that reaches `data` add up in the same place, so `grad` is to be
     zeroed, never dropped.
 
     Args:
         parameters: of one dtype, on one device, in this order.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
-        flat = torch.cat([p.detach().flatten() for p in self.parameters])
-        self.grad = torch.zeros_like(flat)
-        for parameter, data, grad in zip(self.parameters, self.views(flat), self.views(self.grad), strict=True):
+        self.data = torch.cat([p.detach().flatten() for p in self.parameters])
+        self.grad = torch.zeros_like(self.data)
+        for parameter, data, grad in zip(self.parameters, self.views(self.data), self.views(self.grad), strict=True):
             parameter.data, parameter.grad = data, grad
-        self.data = flat.requires_grad_()
-        self.data.grad = self.grad
+        self.leaf = self.data.detach().requires_grad_()  # the same memory, as autograd sees it
+        self.leaf.grad = self.grad
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """One view per parameter, of its shape, into a tensor as long as `data`."""
@@ -72,91 +75,134 @@ class FlatParameters:
         return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """None: a copied module's parameters have storage of their own."""
+        """None: a copied module's parameters have memory of their own."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
 
-class Perceptron(NamedTuple):
-    """Hidden layers and the heads that read the last of them."""
+def flatten(policy: nn.Module) -> FlatParameters:
+    """All parameters of a policy end to end, in the order that its own `flatten` wants, if it has one.
 
-    layers: list[nn.Linear]
-    heads: list[nn.Linear]
+    For the algorithm that learns them; afterwards the policy must not be moved to another device.
+    """
+    own = getattr(policy, "flatten", None)
+    return FlatParameters(list(policy.parameters())) if own is None else own()
 
 
-class FusedPerceptrons:
-    """Several perceptrons on the same input.
+Linear = tuple[Tensor, Tensor]  # weight [out, in], bias [out]: parameters
+
+
+class FusedActorCritic:
+    """A policy and a value function on the same input, as two perceptrons of one shape, or one with two heads.
 
     Args:
-        perceptrons: whose heads, in order, are the outputs.
-        activation: a key of `ACTIVATIONS`, after every hidden layer.
-        constants: columns [D] that every row of the first output ends in (a Gaussian's log-std), or None.
+        trunks: the hidden layers of the policy and of the value function, or of their shared trunk.
+        policy_head: puts out P numbers.
+        value_head: puts out one.
+        activation: a key of `FUSED_ACTIVATIONS`, after every hidden layer.
+        constants: [D] to append to what the policy head puts out (a Gaussian's log-std), or None.
     """
 
     def __init__(
-        self, perceptrons: Sequence[Perceptron], activation: str, constants: nn.Parameter | None = None
+        self,
+        trunks: Sequence[Sequence[Linear]],
+        policy_head: Linear,
+        value_head: Linear,
+        activation: type[nn.Module],
+        constants: Tensor | None,
     ) -> None:
-        self.perceptrons = list(perceptrons)
+        self.trunks = [list(trunk) for trunk in trunks]
+        self.policy_head = policy_head
+        self.value_head = value_head
         self.activation = activation
+        self.num_outputs = len(policy_head[1])
         self.constants = constants
-        self.flat: FlatParameters | None = None  # set: gradients go there, and `__call__` may be used
+        self.flat: FlatParameters | None = None
+        self.num_others = 0  # numbers in `flat` that belong to none of these layers
+        self.layers: list[tuple[Tensor, Tensor]] = []  # weights [trunks, out, in], biases [trunks, 1, out]
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        """`x` [*lead, F] → every head's output [*lead, …], differentiable in `flat.data`."""
-        assert self.flat is not None
-        outputs = _Fused.apply(self.flat.data, x.reshape(-1, x.shape[-1]), self)
-        return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in outputs)
-
-    def infer(self, x: Tensor, index: int) -> list[Tensor]:
-        """The outputs of one perceptron's heads, without gradients."""
+    def policy(self, x: Tensor) -> Tensor:
+        """What the policy puts out, [*lead, P + D], without gradients."""
         with torch.no_grad():
-            return self.run(x, index)[1]
+            return self.with_constants(F.linear(self._hidden(x, self.trunks[0]), *self.policy_head))
 
-    def run(self, x: Tensor, index: int) -> tuple[list[Tensor], list[Tensor]]:
-        """What each layer of one perceptron reads, x first, and what its heads put out."""
-        layers, heads = self.perceptrons[index]
-        apply_ = ACTIVATIONS[self.activation].apply_
-        hidden = [x]
-        for layer in layers:
-            hidden.append(apply_(nn.functional.linear(hidden[-1], layer.weight, layer.bias)))
-        outputs = [nn.functional.linear(hidden[-1], head.weight, head.bias) for head in heads]
-        if index == 0 and self.constants is not None:
-            outputs[0] = torch.cat([outputs[0], self.constants.expand(*x.shape[:-1], -1)], dim=-1)
-        return hidden, outputs
+    def value(self, x: Tensor) -> Tensor:
+        """V [*lead], without gradients."""
+        with torch.no_grad():
+            return F.linear(self._hidden(x, self.trunks[-1]), *self.value_head).squeeze(-1)
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`policy` and `value`, with gradients that go to the flat parameters; needs `attach`."""
+        assert self.flat is not None
+        return _Fused.apply(self.flat.leaf, x, self)
+
+    def parameters(self) -> list[Tensor]:
+        """In the order that `attach` wants: what is computed side by side lies side by side."""
+        hidden = [p for layers in zip(*self.trunks, strict=True) for pair in zip(*layers, strict=True) for p in pair]
+        constants = [] if self.constants is None else [self.constants]
+        return [*hidden, *self.policy_head, *constants, *self.value_head]
+
+    def attach(self, flat: FlatParameters) -> None:
+        """Send gradients to `flat`, which begins with `parameters()`."""
+        self.flat = flat
+        self.num_others = len(flat.data) - sum(p.numel() for p in self.parameters())
+        self.layers = []
+        start, count = 0, len(self.trunks)
+        for weight, bias in self.trunks[0]:
+            end = start + count * weight.numel()
+            weights = flat.data[start:end].view(count, *weight.shape)
+            start = end + count * bias.numel()
+            self.layers.append((weights, flat.data[end:start].view(count, 1, len(bias))))
+
+    def _hidden(self, x: Tensor, trunk: list[Linear]) -> Tensor:
+        apply_ = FUSED_ACTIVATIONS[self.activation].apply_
+        for weight, bias in trunk:
+            x = apply_(F.linear(x, weight, bias))
+        return x
+
+    def with_constants(self, out: Tensor) -> Tensor:
+        """The policy head's output [*lead, P], and the constants behind it in every row."""
+        if self.constants is None:
+            return out
+        return torch.cat([out, self.constants.expand(*out.shape[:-1], -1)], dim=-1)
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, x: Tensor, network: FusedPerceptrons) -> tuple[Tensor, ...]:
-        runs = [network.run(x, index) for index in range(len(network.perceptrons))]
-        ctx.network = network
-        ctx.save_for_backward(*(h for hidden, _ in runs for h in hidden))
-        return tuple(y for _, outputs in runs for y in outputs)
+    def forward(ctx: Any, leaf: Tensor, x: Tensor, network: FusedActorCritic) -> tuple[Tensor, Tensor]:
+        rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+        apply_ = FUSED_ACTIVATIONS[network.activation].apply_
+        hidden = [rows.expand(len(network.trunks), *rows.shape)]
+        for weight, bias in network.layers:
+            hidden.append(apply_(torch.baddbmm(bias, hidden[-1], weight.transpose(1, 2))))
+        tops = hidden[-1].unbind()
+        policy = network.with_constants(F.linear(tops[0], *network.policy_head))
+        value = F.linear(tops[-1], *network.value_head)
+        ctx.network, ctx.lead = network, x.shape[:-1]
+        ctx.save_for_backward(*hidden)
+        return policy if x.dim() == 2 else policy.view(*ctx.lead, -1), value.view(ctx.lead)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
-        network: FusedPerceptrons = ctx.network
-        backward = ACTIVATIONS[network.activation].backward
-        grads: dict[Tensor, Tensor] = {}
-        saved, pending = list(ctx.saved_tensors), list(output_grads)
-        if network.constants is not None:
-            grads[network.constants] = pending[0][:, -len(network.constants) :].sum(0)
-            pending[0] = pending[0][:, : -len(network.constants)]
-        x_grad = None
-        for layers, heads in network.perceptrons:
-            hidden = [saved.pop(0) for _ in range(len(layers) + 1)]
-            below = None
-            for head in heads:
-                grad = pending.pop(0)
-                grads[head.weight], grads[head.bias] = grad.t() @ hidden[-1], grad.sum(0)
-                below = grad @ head.weight if below is None else below.addmm_(grad, head.weight)
-            for layer, h, h_before in zip(reversed(layers), reversed(hidden), reversed(hidden[:-1]), strict=False):
-                grad = backward(below, h)
-                grads[layer.weight], grads[layer.bias] = grad.t() @ h_before, grad.sum(0)
-                if layer is not layers[0] or ctx.needs_input_grad[1]:
-                    below = grad @ layer.weight
-            if ctx.needs_input_grad[1]:
-                x_grad = below if x_grad is None else x_grad + below
-        return torch.cat([grads[p].reshape(-1) for p in network.flat.parameters]), x_grad, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a fused network has no second derivatives; learn without policy.flatten()")
+        network: FusedActorCritic = ctx.network
+        hidden = ctx.saved_tensors
+        tops = hidden[-1].unbind()
+        rows = hidden[-1].shape[1]
+        policy_grad, value_grad = grads[0].reshape(rows, -1), grads[1].reshape(rows, 1)
+        out_grad = policy_grad if network.constants is None else policy_grad[:, : network.num_outputs]
+        # one sum for the head's bias and the constants, which lie behind it
+        pieces = [out_grad.t() @ tops[0], policy_grad.sum(0), value_grad.t() @ tops[-1], value_grad.sum(0)]
+        below = [out_grad @ network.policy_head[0], value_grad @ network.value_head[0]]
+        grad = torch.stack(below) if len(tops) == 2 else below[0].add_(below[1]).unsqueeze(0)
+        for k in reversed(range(len(network.layers))):
+            grad = FUSED_ACTIVATIONS[network.activation].backward(grad, hidden[k + 1])
+            pieces[:0] = torch.bmm(grad.transpose(1, 2), hidden[k]), grad.sum(1)
+            if k > 0 or ctx.needs_input_grad[1]:
+                grad = torch.bmm(grad, network.layers[k][0])
+        if network.num_others:
+            pieces.append(grad.new_zeros(network.num_others))
+        x_grad = grad.sum(0).view(*ctx.lead, -1) if ctx.needs_input_grad[1] else None
+        return torch.cat([piece.reshape(-1) for piece in pieces]), x_grad, None
