@@ -202,7 +202,8 @@ class Experiment:
             plugins: modules to import first; a checkpoint cannot import them itself.
             total_steps: the budget that schedules run over; None is the checkpoint's own.
             device: None is the checkpoint's own.
-            replay: re-step unfinished episodes (exact); False begins new ones, for irreproducible envs.
+            replay: re-step unfinished episodes (exact); False begins new ones, for irreproducible envs. Vectorizers
+                that cannot re-step (async, native) begin new ones always.
             run_dir: a new run folder to write from here on; None writes nothing.
             hooks: see the class.
 

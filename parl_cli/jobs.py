@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from pathlib import Path
 from typing import Any
 
-from parl_cli import build, plugins
+from parl_cli import build, plugins, registry
 from parl_cli.bench import Bench, winning_command
 from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
 from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
@@ -221,8 +221,12 @@ def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, 
     if hasattr(algo, "num_minibatches"):
         size = rows // algo.num_minibatches
         essentials["learning"] = f"{algo.num_epochs} epochs × {algo.num_minibatches} minibatches of {size:,}"
+    steps_envs = registry.load("vectorizer", config.vectorizer.name)
+    if not getattr(steps_envs, "replayable", True):
+        essentials["on resume"] = f"envs begin new episodes: vectorizer={config.vectorizer.name} cannot re-step any"
+    at_least = "at least " if getattr(steps_envs, "has_filler", False) else ""
     return essentials | {
-        "budget": f"{config.total_steps:,} steps = {updates:,} updates ({updates * rows:,} steps)",
+        "budget": f"{config.total_steps:,} steps = {at_least}{updates:,} updates ({updates * rows:,} steps)",
         "device": f"{experiment.learner.device}, {config.num_threads} threads",
         "seed": str(config.seed),
         "run folder": _short(run.path),

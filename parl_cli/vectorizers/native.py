@@ -58,6 +58,7 @@ class NativeVectorizer(VectorWrapper):
     """
 
     replayable = False
+    has_filler = True  # in libraries that reset on the step after an end: so many rows of a rollout are no steps
     num_agents = None
 
     @dataclass(frozen=True)
