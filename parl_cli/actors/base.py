@@ -38,6 +38,7 @@ class Actor:
 
     Attributes:
         version: of the policy's weights; written into the steps that they choose.
+        keep_actions: remember those of unfinished episodes, for `state_dict`; only where they can be re-stepped.
         on_step: called after every answer with the number of envs that stepped; what it raises ends the rollout.
     """
 
@@ -53,6 +54,7 @@ class Actor:
         self.num_envs = vectorizer.num_envs
         self._agents = () if vectorizer.num_agents is None else (vectorizer.num_agents,)
         self._columns = ColumnBuffer(num_steps, self.num_envs, self._agents)
+        self.keep_actions = self.replayable
         self._tails = ActionTails(self.num_envs)
         self._episodes: list[Episode] = []
         self._dropped = 0  # steps that were lost since the last rollout
@@ -63,6 +65,7 @@ class Actor:
         self._acted = np.zeros(self.num_envs, np.uint64)  # actions ever taken: the noise counter
         self._obs = np.zeros(0)
         self._is_first = np.ones((self.num_envs, *self._agents), bool)
+        self._device = torch.device("cpu")
         self._state: np.ndarray | None = None
         self._state_before: np.ndarray | None = None  # the one with which the last observation was read
         if policy.state_size:
@@ -93,6 +96,7 @@ class Actor:
         """The next rollout of `num_envs` columns, in new arrays or in those of `out`; see `ColumnBuffer.take`."""
         if not self._obs.size:
             self._begin(np.zeros(self.num_envs, np.int64))
+        self._device = next(self.policy.parameters()).device
         while len(self._full) < self.num_envs:
             if self._ready.size:
                 self._act()
@@ -122,7 +126,7 @@ class Actor:
         self._columns.write("obs", t, columns, obs)
         self._columns.write("is_first", t, columns, is_first)
 
-        device = next(self.policy.parameters()).device
+        device = self._device
         output = self.policy.act(
             torch.from_numpy(np.ascontiguousarray(obs)).to(device),
             None if state is None else torch.from_numpy(state).to(device),
@@ -139,7 +143,8 @@ class Actor:
             self._state[rows] = output.state.cpu().numpy()
         self._acted[rows] += np.uint64(1)
         env_action = self.policy.env_action(action)
-        self._tails.record(envs, env_action)
+        if self.keep_actions:
+            self._tails.record(envs, env_action)
         self._ready = envs[:0]
         acted = perf_counter()
         self.watch.add("act", acted - started)

@@ -130,6 +130,7 @@ def _act(
     slots: list[Any],
 ) -> None:
     actor.on_step = _reporter(actor, status)
+    actor.keep_actions = False  # nobody asks for its state
     actor.begin(status.episode_numbers + 1, status.acted)
     actor.on_step(0)
     actor.watch.take()
