@@ -57,7 +57,11 @@ class FlatAdam:
 
         Returns:
             The gradient's norm before clipping, a scalar.
+
+        Raises:
+            RuntimeError: the parameters were moved or replaced.
         """
+        self.flat.check()
         norm = torch.linalg.vector_norm(self.flat.grad)
         divisor = None if max_grad_norm is None else (norm / max_grad_norm).clamp(min=1.0)
         self._step.add_(1)

@@ -182,6 +182,8 @@ class ActorCritic(nn.Module):
 
     def evaluate_features(self, features: Tensor) -> tuple[Any, Tensor]:
         """`evaluate`, from what `features` made of the observations: during an update that is always the same."""
+        if self.fused is not None and not torch.is_grad_enabled():
+            return self.distribution(self.fused.policy(features)), self.fused.value(features)
         if self.fused is not None and self.fused.flat is not None:
             params, value = self.fused(features)
             return self.distribution(params), value

@@ -74,6 +74,15 @@ class FlatParameters:
         pieces = flat.split([p.numel() for p in self.parameters])
         return [piece.view(p.shape) for piece, p in zip(pieces, self.parameters, strict=True)]
 
+    def check(self) -> None:
+        """Refuse to go on where the parameters are no longer views: what is learned would not reach them.
+
+        Raises:
+            RuntimeError: somebody replaced them, or moved them to another device or dtype.
+        """
+        if self.parameters[0].data_ptr() != self.data.data_ptr():
+            raise RuntimeError("parameters were moved or replaced after flatten(policy); copy values into them instead")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """None: a copied module's parameters have memory of their own."""
 
@@ -84,7 +93,8 @@ class FlatParameters:
 def flatten(policy: nn.Module) -> FlatParameters:
     """All parameters of a policy end to end, in the order that its own `flatten` wants, if it has one.
 
-    For the algorithm that learns them; afterwards the policy must not be moved to another device.
+    For the algorithm that learns them. Afterwards weights are loaded by copying, as `load_state_dict` does; a policy
+    that moves to another device must do so before.
     """
     own = getattr(policy, "flatten", None)
     return FlatParameters(list(policy.parameters())) if own is None else own()

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from parl_cli.policies.fused import FUSED_ACTIVATIONS
+from parl_cli.algos.flat_adam import FlatAdam
+from parl_cli.policies.fused import FUSED_ACTIVATIONS, flatten
 from tests.helpers.rollouts import ACTION_SPACES, VECTOR, observe, spec_of
 from tests.helpers.stubs import make_policy
 
@@ -115,6 +116,30 @@ def test_parameters_keep_names_shapes_and_values_and_share_one_storage():
     fused.load_state_dict(plain.state_dict())
     assert float(flat.data.square().sum()) > 1.0
     assert all(torch.equal(p, q) for p, q in zip(fused.parameters(), plain.parameters(), strict=True))
+
+
+def test_values_without_gradients_are_those_of_the_parameters_even_if_replaced():
+    fused, plain = pair()
+    obs = observe(VECTOR, 4)
+    vector = torch.cat([p.detach().flatten() for p in plain.parameters()])
+    for policy in (fused, plain):
+        nn.utils.vector_to_parameters(2 * vector, policy.parameters())
+    with torch.no_grad():
+        torch.testing.assert_close(fused.evaluate(obs)[1], plain.evaluate(obs)[1])
+
+
+@pytest.mark.parametrize(
+    "replace",
+    [lambda p: p.double(), lambda p: nn.utils.vector_to_parameters(torch.ones(99), p.parameters())],
+    ids=["moved", "replaced"],
+)
+def test_learning_parameters_that_are_views_no_longer_is_refused(replace):
+    policy = make_policy(spec_of(VECTOR), hidden_sizes=[6])
+    optimizer = FlatAdam(flatten(policy), [list(policy.parameters())], learning_rate=0.1, eps=1e-5)
+    optimizer.step()
+    replace(policy)
+    with pytest.raises(RuntimeError, match="moved or replaced"):
+        optimizer.step()
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda p: pickle.loads(pickle.dumps(p))], ids=["copy", "pickle"])
