@@ -128,6 +128,50 @@ def vtrace(
 
 
 @torch.no_grad()
+def surrogate_advantage(
+    vs: Tensor,
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    truncated: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+) -> Tensor:
+    """The advantage for a surrogate r·A whose ratio r is to the policy that acted, with V-trace's value targets.
+
+    There r itself weighs the step, so the advantage must not: it corrects what came after the step alone,
+
+        A_t = r_t + gamma (V(o_{t+1}) + lam (v_{t+1} − V(o_{t+1}))) − V(o_t)
+
+    without the last difference at an end. For lam = 1 this is Espeholt et al. 2018, section 4.2, without rho_t. With
+    pi = mu it is `gae(…, lam=lam)` for every lam, which `vtrace`'s own advantage is only for lam = 1.
+
+    Args:
+        vs: v_t of `vtrace`, with the same arguments, [T, *lead].
+        reward: r_t, [T, *lead].
+        value: V(o_t), [T, *lead].
+        next_value: V(o_{t+1}) before any autoreset, [T, *lead].
+        terminated: the episode ended in a state without a future, bool [T, *lead].
+        truncated: the episode was cut off, bool [T, *lead]; `terminated` wins where both are set.
+        gamma: discount, in [0, 1].
+        lam: trace decay, in [0, 1].
+
+    Returns:
+        Advantages, [T, *lead].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    _check_shapes(vs, reward, value, next_value, terminated, truncated)
+    advantage = _target(reward, next_value, terminated, gamma) - value
+    end = (terminated | truncated)[:-1]
+    advantage[:-1] += (gamma * lam) * (vs - value)[1:].masked_fill(end, 0.0)
+    return advantage
+
+
+@torch.no_grad()
 def n_step_returns(
     reward: Tensor,
     next_value: Tensor,

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from parl_cli.functional.advantages import gae, n_step_returns, vtrace
+from parl_cli.functional.advantages import gae, n_step_returns, surrogate_advantage, vtrace
 
 # ------------------------------------------------------------------------------------------------ oracles
 # Written from the papers' sums, not from recursions: each step looks forward until something stops it.
@@ -53,6 +53,22 @@ def vtrace_oracle(traj, gamma, lam, rho_bar, c_bar, pg_rho_bar):
         future = value_after(traj, t) if stops(traj, t) else vs[t + 1]
         pg_advantage[t] = min(pg_rho_bar, ratio[t]) * (traj["reward"][t] + gamma * future - traj["value"][t])
     return vs, pg_advantage
+
+
+def surrogate_oracle(traj, gamma, lam, rho_bar, c_bar):
+    ratio = np.exp(traj["target_log_prob"] - traj["behaviour_log_prob"])
+    advantages = np.zeros(len(ratio))
+    for start in range(len(ratio)):
+        weight, rho, t = 1.0, 1.0, start  # the step itself is not weighed
+        while True:
+            delta = traj["reward"][t] + gamma * value_after(traj, t) - traj["value"][t]
+            advantages[start] += gamma ** (t - start) * weight * rho * delta
+            if stops(traj, t):
+                break
+            weight *= lam * (1.0 if t == start else min(c_bar, ratio[t]))
+            t += 1
+            rho = min(rho_bar, ratio[t])
+    return advantages
 
 
 def n_step_oracle(traj, gamma, n):
@@ -151,6 +167,15 @@ def test_vtrace_equals_the_oracle(traj, gamma, lam, rho_bar, c_bar, pg_rho_bar):
 
 
 @quick
+@given(trajectories, unit, unit, clip, clip)
+def test_surrogate_advantage_equals_the_oracle(traj, gamma, lam, rho_bar, c_bar):
+    clips = {"rho_bar": rho_bar, "c_bar": c_bar}
+    vs = vtrace(*traj[OFF_POLICY], gamma=gamma, lam=lam, **clips).vs
+    actual = surrogate_advantage(vs, *traj[PLAIN], gamma=gamma, lam=lam)
+    close(actual, traj.by_oracle(surrogate_oracle, gamma=gamma, lam=lam, **clips))
+
+
+@quick
 @given(trajectories, unit, st.integers(1, 15))
 def test_n_step_returns_equal_the_oracle(traj, gamma, n):
     actual = n_step_returns(*traj["reward next_value terminated truncated"], gamma=gamma, n=n)
@@ -178,6 +203,21 @@ def test_vtrace_of_equal_policies_is_gae(traj, gamma, lam):
 def test_vtrace_of_equal_policies_without_decay_has_gae_as_policy_gradient_advantage(traj, gamma):
     result = vtrace(*traj[ON_POLICY], gamma=gamma, lam=1.0)
     close(result.pg_advantage, gae(*traj[PLAIN], gamma=gamma, lam=1.0))
+
+
+@quick
+@given(trajectories, unit, unit)
+def test_surrogate_advantage_of_equal_policies_is_gae(traj, gamma, lam):
+    vs = vtrace(*traj[ON_POLICY], gamma=gamma, lam=lam).vs
+    close(surrogate_advantage(vs, *traj[PLAIN], gamma=gamma, lam=lam), gae(*traj[PLAIN], gamma=gamma, lam=lam))
+
+
+@quick
+@given(trajectories, unit)
+def test_surrogate_advantage_times_the_clipped_ratio_is_that_of_vtrace_without_decay(traj, gamma):
+    result = vtrace(*traj[OFF_POLICY], gamma=gamma, lam=1.0)
+    rho = (traj.tensors["target_log_prob"] - traj.tensors["behaviour_log_prob"]).exp().clamp(max=1.0)
+    close(rho * surrogate_advantage(result.vs, *traj[PLAIN], gamma=gamma, lam=1.0), result.pg_advantage)
 
 
 @quick
@@ -254,6 +294,9 @@ def test_next_value_of_a_terminated_step_is_never_read():
     again = Trajectories({**traj.tensors, "next_value": spoiled})
     close(gae(*again[PLAIN], gamma=0.9, lam=0.9), gae(*traj[PLAIN], gamma=0.9, lam=0.9))
     close(vtrace(*again[OFF_POLICY], gamma=0.9), vtrace(*traj[OFF_POLICY], gamma=0.9))
+    vs = vtrace(*traj[OFF_POLICY], gamma=0.9).vs
+    surrogate = surrogate_advantage(vs, *again[PLAIN], gamma=0.9, lam=0.9)
+    close(surrogate, surrogate_advantage(vs, *traj[PLAIN], gamma=0.9, lam=0.9))
     names = "reward next_value terminated truncated"
     close(n_step_returns(*again[names], gamma=0.9, n=3), n_step_returns(*traj[names], gamma=0.9, n=3))
 
