@@ -40,7 +40,12 @@ CATALOG: tuple[Metric, ...] = (
     Metric("policy/kl", "nats", "exact KL divergence from the acting to the updated policy, mean over samples"),
     Metric("policy/clip_fraction", "share", "samples whose probability ratio lies outside the clip range"),
     Metric("policy/trigger_fraction", "share", "samples that had gone too far: flat or rolled back (Truly PPO family)"),
+    Metric(
+        "policy/ess", "share", "effective samples (Σ r)² / (n Σ r²), r being current to acting policy; 1 without lag"
+    ),
     Metric("policy/std_mean", "action", "standard deviation of a Gaussian policy, mean over action dimensions"),
+    Metric("vtrace/rho_mean", "-", "V-trace's clipped ratio of current to acting policy, mean; 1 without lag"),
+    Metric("vtrace/rho_clipped_share", "share", "samples whose ratio V-trace clipped"),
     Metric(
         "value/explained_variance", "-", "share of the returns' variance the critic predicts: 1 is perfect, 0 useless"
     ),
@@ -54,16 +59,23 @@ CATALOG: tuple[Metric, ...] = (
     Metric("algo/kl_penalty_coef", "-", "weight of the KL penalty in this update (KL-penalty variant)"),
     Metric("rollout/policy_lag_mean", "updates", "how many updates old the acting weights were, mean over steps"),
     Metric("rollout/policy_lag_max", "updates", "the same, for the oldest step"),
+    Metric(
+        "rollout/policy_lag_<n>_share", "share", "env steps that weights of n updates ago acted; in runs with a lag"
+    ),
     Metric("rollout/dropped_steps", "env steps", "env steps thrown away as too old or lost, since the start"),
     Metric("rollout/masked_share", "share", "slots of the batch that hold no real transition"),
     Metric("normalizer/reward_std", "reward", "the running scale by which rewards are divided"),
-    Metric("time/env_share", "share", "time since the previous row that the learner's thread spent stepping environments"),
+    Metric(
+        "time/env_share", "share", "time since the previous row that the learner's thread spent stepping environments"
+    ),
     Metric("time/act_share", "share", "… choosing actions"),
     Metric("time/learn_share", "share", "… updating the weights"),
     Metric("time/wait_share", "share", "… waiting for actors that act on their own"),
     Metric("time/other_share", "share", "… on all else, so that the shares sum to 1"),
     Metric("time/<part>_share", "share", "… on another part, where an algorithm or plug-in measures one"),
-    Metric("actors/env_share", "share", "time of actors that act on their own (threads, processes) spent stepping envs"),
+    Metric(
+        "actors/env_share", "share", "time of actors that act on their own (threads, processes) spent stepping envs"
+    ),
     Metric("actors/act_share", "share", "… choosing actions, mean over actors"),
     Metric("actors/wait_share", "share", "… waiting for the learner: for a free slot, or for newer weights"),
     Metric("actors/other_share", "share", "… on all else, so that the shares sum to 1"),

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from parl_cli.buffers.rollouts import concatenate, to_device
 from parl_cli.errors import ParlError
-from parl_cli.functional.losses import masked_mean
 from parl_cli.metrics.timing import Stopwatch
 from parl_cli.training.reward_scaler import RewardScaler
 from parl_cli.types import Algorithm, Episode, Metrics, Rollout, Snapshot
@@ -60,11 +60,9 @@ class Learner:
             self._check_input(rollout)
             self.episodes = rollout.episodes
             real = rollout.real
-            lag = (self.updates - rollout.policy_version) * real
             self.dropped_steps += rollout.dropped_steps
             metrics = {
-                "rollout/policy_lag_mean": float(masked_mean(lag.float(), real)),
-                "rollout/policy_lag_max": float(lag.max()),
+                **_lag_metrics(self.updates - rollout.policy_version[real]),
                 "rollout/masked_share": 1.0 - float(rollout.mask.float().mean()),
                 "rollout/dropped_steps": float(self.dropped_steps),
             }
@@ -128,3 +126,15 @@ class Learner:
                 f"{self.updates + 1}",
                 rollout,
             )
+
+
+def _lag_metrics(lag: Tensor) -> Metrics:
+    """Mean and maximum of the real steps' lag [R] in updates, and the share of every lag where there is any."""
+    if not lag.any():
+        return {"rollout/policy_lag_mean": 0.0, "rollout/policy_lag_max": 0.0}
+    shares = (torch.bincount(lag) / len(lag)).tolist()
+    return {
+        "rollout/policy_lag_mean": float(lag.float().mean()),
+        "rollout/policy_lag_max": float(lag.max()),
+        **{f"rollout/policy_lag_{n}_share": share for n, share in enumerate(shares) if share},
+    }

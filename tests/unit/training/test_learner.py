@@ -76,6 +76,18 @@ def test_policy_lag_is_the_age_of_the_weights_that_acted():
     metrics = learner.step([rollout])
     assert metrics["rollout/policy_lag_mean"] == 1.0
     assert metrics["rollout/policy_lag_max"] == 2.0
+    shares = {name: value for name, value in metrics.items() if name.endswith("_share") and "lag" in name}
+    assert shares == {"rollout/policy_lag_0_share": 0.5, "rollout/policy_lag_2_share": 0.5}
+
+
+def test_masked_steps_have_no_lag():
+    learner = recorder()
+    rollout = make_rollout()
+    rollout.policy_version[0] = -1
+    rollout.mask[0] = False
+    metrics = learner.step([rollout])
+    assert metrics["rollout/policy_lag_max"] == metrics["rollout/policy_lag_mean"] == 0.0
+    assert not any("lag_" in name and name.endswith("_share") for name in metrics)
 
 
 def test_progress_is_the_share_of_the_budget_used_before_the_rollout():
