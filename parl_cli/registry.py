@@ -22,6 +22,10 @@ _TARGETS: dict[str, dict[str, str]] = {
         "tr_ppo": "parl_cli.algos.tr_ppo:TRPPO",
         "tr_ppo_rb": "parl_cli.algos.tr_ppo_rb:TRPPORB",
         "ppo_rb": "parl_cli.algos.ppo_rb:PPORB",
+        "appo": "parl_cli.algos.appo:APPO",
+        "a2c": "parl_cli.algos.a2c:A2C",
+        "a3c": "parl_cli.algos.a3c:A3C",
+        "impala": "parl_cli.algos.impala:IMPALA",
     },
     "policy": {
         "mlp": "parl_cli.policies.actor_critic:ActorCritic",

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from parl_cli.config import TrainConfig
+from parl_cli.errors import ConfigError
+
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's per-parameter state, keyed by text: a tree that a checkpoint can hold without pickle.
@@ -54,3 +57,30 @@ def check_optimizer_state(
             shape = [] if name == "step" else list(parameters[int(index)].shape)
             if not isinstance(value, Tensor) or list(value.shape) != shape or not value.is_floating_point():
                 raise ValueError(f"optimizer state {name} of parameter {index} is not a float tensor of shape {shape}")
+
+
+def check_minibatches(config: TrainConfig) -> None:
+    """Refuse minibatches that rollouts cannot be cut into.
+
+    Raises:
+        ConfigError: they do not divide the rollout, or have no advantage to normalise by.
+    """
+    algo = config.algo
+    rows = algo.num_steps * config.num_envs
+    if algo.normalize_advantage and rows < 2:
+        raise ConfigError(
+            "algo.num_steps × num_envs = 1: an advantage alone cannot be normalised; raise one of them, or set "
+            "algo.normalize_advantage=false"
+        )
+    if rows % algo.num_minibatches:
+        most = rows // 2 if algo.normalize_advantage else rows
+        fitting = max(k for k in range(1, min(algo.num_minibatches, most + 1)) if rows % k == 0)
+        raise ConfigError(
+            f"algo.num_minibatches={algo.num_minibatches}: must divide algo.num_steps × num_envs = "
+            f"{algo.num_steps} × {config.num_envs} = {rows}; try algo.num_minibatches={fitting}"
+        )
+    if algo.normalize_advantage and rows // algo.num_minibatches < 2:
+        raise ConfigError(
+            f"algo.num_minibatches={algo.num_minibatches}: leaves one step per minibatch, whose advantage "
+            "cannot be normalised; lower it, or set algo.normalize_advantage=false"
+        )

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from parl_cli.algos.common import check_minibatches
 from parl_cli.algos.flat_adam import FlatAdam
 from parl_cli.algos.targets import Targets, gae_targets
 from parl_cli.buffers.minibatches import shuffle, unstack
@@ -120,25 +121,8 @@ class PPO:
         Raises:
             ConfigError: minibatches that do not divide the rollout, an adaptive rate without a target.
         """
+        check_minibatches(config)
         algo = config.algo
-        rows = algo.num_steps * config.num_envs
-        if algo.normalize_advantage and rows < 2:
-            raise ConfigError(
-                "algo.num_steps × num_envs = 1: an advantage alone cannot be normalised; raise one of them, or set "
-                "algo.normalize_advantage=false"
-            )
-        if rows % algo.num_minibatches:
-            most = rows // 2 if algo.normalize_advantage else rows
-            fitting = max(k for k in range(1, min(algo.num_minibatches, most + 1)) if rows % k == 0)
-            raise ConfigError(
-                f"algo.num_minibatches={algo.num_minibatches}: must divide algo.num_steps × num_envs = "
-                f"{algo.num_steps} × {config.num_envs} = {rows}; try algo.num_minibatches={fitting}"
-            )
-        if algo.normalize_advantage and rows // algo.num_minibatches < 2:
-            raise ConfigError(
-                f"algo.num_minibatches={algo.num_minibatches}: leaves one step per minibatch, whose advantage "
-                "cannot be normalised; lower it, or set algo.normalize_advantage=false"
-            )
         if algo.learning_rate_schedule == "kl_adaptive" and algo.target_kl is None:
             raise ConfigError(
                 "algo.learning_rate_schedule=kl_adaptive: needs the KL to aim at; add algo.target_kl=0.01"

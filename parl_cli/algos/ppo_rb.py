@@ -33,6 +33,7 @@ class PPORB(PPO):
     Config = PPORBConfig
     config: PPORBConfig
     summary: ClassVar[str] = "PPO with rollback on the ratio beyond the clip range"
+    neighbour: ClassVar[str] = "ppo"
 
     def policy_loss(
         self,

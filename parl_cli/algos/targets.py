@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from parl_cli.functional.advantages import gae
@@ -41,3 +42,13 @@ def gae_targets(policy: Any, rollout: Rollout, *, gamma: float, lam: float) -> T
     seen = critique(policy, rollout)
     advantage = gae(rollout.reward, *seen, gamma=gamma, lam=lam)
     return Targets(seen.value, advantage, advantage + seen.value, {})
+
+
+@torch.no_grad()
+def current_log_prob(policy: Any, rollout: Rollout) -> Tensor:
+    """The log-probability of each action under the policy as it is now, [T, N(, A)].
+
+    At masked rows it is that of the policy that acted, so that no ratio there is out of the ordinary.
+    """
+    distribution, _ = policy.evaluate(rollout.obs, rollout.state, rollout.is_first)
+    return torch.where(rollout.mask, distribution.log_prob(rollout.action), rollout.extras["log_prob"])

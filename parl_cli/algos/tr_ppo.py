@@ -37,6 +37,7 @@ class TRPPO(PPO):
     Config = TRPPOConfig
     config: TRPPOConfig
     summary: ClassVar[str] = "PPO clipped by a KL trust region instead of the ratio"
+    neighbour: ClassVar[str] = "ppo"
     scheduled: ClassVar[tuple[str, ...]] = ("delta", *PPO.scheduled)
 
     def policy_loss(

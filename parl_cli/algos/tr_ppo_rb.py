@@ -33,6 +33,7 @@ class TRPPORB(PPO):
     Config = TRPPORBConfig
     config: TRPPORBConfig
     summary: ClassVar[str] = "PPO with a KL trust region and rollback on the ratio"
+    neighbour: ClassVar[str] = "tr_ppo"
     scheduled: ClassVar[tuple[str, ...]] = TRPPO.scheduled
 
     def policy_loss(

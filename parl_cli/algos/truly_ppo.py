@@ -37,6 +37,7 @@ class TrulyPPO(PPO):
     Config = TrulyPPOConfig
     config: TrulyPPOConfig
     summary: ClassVar[str] = "PPO with a KL trust region and rollback on the KL"
+    neighbour: ClassVar[str] = "tr_ppo"
     scheduled: ClassVar[tuple[str, ...]] = TRPPO.scheduled
 
     def policy_loss(

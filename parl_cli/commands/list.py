@@ -86,6 +86,7 @@ def algos(config_dir: str | None) -> list[Row]:
             {
                 "algo": name,
                 "what": _describe(cls),
+                "is": _difference(cls),
                 "actions": ", ".join(supports.get("actions", ())),
                 "observations": ", ".join(supports.get("observations", ())),
                 "actors": ", ".join(supports.get("actors", ())),
@@ -200,6 +201,22 @@ def _describe(cls: Any) -> str:
     return (cls.__doc__ or "").strip().partition("\n")[0]
 
 
+def _difference(cls: Any) -> str:
+    """An algorithm's hyper-parameters beside its `neighbour`'s: changed, added, left out; nothing without one."""
+    neighbour = getattr(cls, "neighbour", None)
+    if neighbour is None:
+        return ""
+    own = {field.name: _default(field) for field in dataclasses.fields(cls.Config)}
+    other = {field.name: _default(field) for field in dataclasses.fields(registry.load("algo", neighbour).Config)}
+    shared = [name for name in own if name in other and name != "name"]
+    groups = {
+        "but": [f"{name}={own[name]} ({other[name]})" for name in shared if own[name] != other[name]],
+        "plus": [f"{name}={value}" for name, value in own.items() if name not in other],
+        "less": [name for name in other if name not in own],
+    }
+    return "\n".join([neighbour, *(f"{word} {', '.join(found)}" for word, found in groups.items() if found)])
+
+
 def _spaces(config: EnvConfig) -> Row:
     if config.id is None:
         return {"obs": "of the id you give", "actions": "of the id you give"}
@@ -228,8 +245,10 @@ def _space(space: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default is None or isinstance(field.default, bool):
+        return {None: "null", True: "true", False: "false"}[field.default]
     if field.default is not dataclasses.MISSING:
-        return "null" if field.default is None else str(field.default)
+        return str(field.default)
     return "…" if field.default_factory is dataclasses.MISSING else str(field.default_factory())
 
 

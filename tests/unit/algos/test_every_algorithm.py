@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -38,7 +39,9 @@ def learn(name: str, observation_space: gym.Space, action_space: gym.Space, **po
     algorithm = registry.load("algo", name)
     network = make_policy(spec_of(observation_space, action_space), normalize_obs=True, **policy)
     before = weights_hash(network)
-    algo = algorithm(network, algorithm.Config(name=name, num_steps=8, num_minibatches=2, num_epochs=2))
+    small = {"num_steps": 8, "num_minibatches": 2, "num_epochs": 2}
+    known = {field.name for field in dataclasses.fields(algorithm.Config)}
+    algo = algorithm(network, algorithm.Config(**{key: value for key, value in small.items() if key in known}))
     learner = make_learner(network, algo)
     vectorizer = make_vectorizer([lambda: RandomEnv(observation_space, action_space)] * 3)
     rows: list[dict[str, float]] = []

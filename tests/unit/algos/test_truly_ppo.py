@@ -248,4 +248,5 @@ def test_kl_penalty_is_refused_as_another_algorithms_objective(name):
 def test_family_changes_nothing_of_ppo_but_the_policy_loss(name):
     cls = registry.load("algo", name)
     assert issubclass(cls, PPO)
-    assert {key for key in vars(cls) if not key.startswith("__")} <= {"Config", "summary", "scheduled", "policy_loss"}
+    own = {key for key in vars(cls) if not key.startswith("__")}
+    assert own <= {"Config", "summary", "neighbour", "scheduled", "policy_loss"}

@@ -27,7 +27,7 @@ def message(*overrides, name="train"):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("algo=ppoo", "algo=ppoo: no such option; did you mean ppo or tr_ppo or ppo_rb?"),
+        ("algo=ppoo", "algo=ppoo: no such option; did you mean ppo or appo or tr_ppo?"),
         ("env=cartpol", "env=cartpol: no such option; did you mean cartpole?"),
         ("experiment=zzz", "experiment=zzz: no such option; choose from "),
         ("sede=1", "unknown key sede; did you mean seed?"),

@@ -35,6 +35,24 @@ def test_algorithms_say_what_they_support(capsys):
     assert "Discrete" in shown["ppo"]["actions"]
 
 
+def test_algorithms_say_what_sets_them_apart_from_their_neighbour(capsys):
+    shown = {row["algo"]: row["is"].split("\n") for row in rows(capsys, "algos")}
+    assert shown["ppo"] == [""]
+    assert shown["appo"] == ["ppo", "plus vtrace=true, rho_bar=1.0, c_bar=1.0"]
+    assert shown["a3c"] == ["a2c", "but learning_rate_schedule=linear (constant)"]
+    a2c, but, plus, less = shown["a2c"]
+    assert a2c == "ppo"
+    assert but.startswith("but num_steps=5 (128), ")
+    assert "optimizer=rmsprop" in plus
+    assert "clip_range" in less
+
+
+def test_every_neighbour_is_an_algorithm():
+    for name in registry.names("algo"):
+        neighbour = getattr(registry.load("algo", name), "neighbour", None)
+        assert neighbour is None or (neighbour in registry.names("algo") and neighbour != name)
+
+
 def test_envs_show_spaces_and_time_limit(capsys):
     cartpole = next(row for row in rows(capsys, "envs") if row["env"] == "cartpole")
     assert cartpole["id"] == "CartPole-v1"
