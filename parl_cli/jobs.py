@@ -221,9 +221,17 @@ def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, 
     if hasattr(algo, "num_minibatches"):
         size = rows // algo.num_minibatches
         essentials["learning"] = f"{algo.num_epochs} epochs × {algo.num_minibatches} minibatches of {size:,}"
+    actors = config.actors
+    if hasattr(actors, "num_actors"):
+        essentials["actors"] = (
+            f"{actors.num_actors} ({actors.name}) × {config.num_envs // actors.num_actors} envs, at most "
+            f"{actors.max_policy_lag} updates behind"
+        )
     steps_envs = registry.load("vectorizer", config.vectorizer.name)
-    if not getattr(steps_envs, "replayable", True):
-        essentials["on resume"] = f"envs begin new episodes: vectorizer={config.vectorizer.name} cannot re-step any"
+    for key, part in (("actors", experiment.pool), ("vectorizer", steps_envs)):
+        if not getattr(part, "replayable", True):
+            essentials["on resume"] = f"envs begin new episodes: {key}={getattr(config, key).name} cannot re-step any"
+            break
     at_least = "at least " if getattr(steps_envs, "has_filler", False) else ""
     return essentials | {
         "budget": f"{config.total_steps:,} steps = {at_least}{updates:,} updates ({updates * rows:,} steps)",

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -98,6 +98,8 @@ class AsyncActors:
         watch: the learner's waiting.
         num_slots: rollouts that an actor may have begun or finished at a time.
     """
+
+    replayable: ClassVar[bool] = False  # an actor may be anywhere in a rollout when the run is saved
 
     def __init__(self, config: Any, num_envs: int) -> None:
         self.num_actors: int = config.num_actors
@@ -242,7 +244,7 @@ class AsyncActors:
                 raise ValueError(f"{name} of {array.dtype} {list(array.shape)}: these envs need {n} counts")
         self._stop_all()
         self._episode_numbers, self._acted = arrays["episode_numbers"].copy(), arrays["acted"].astype(np.uint64)
-        log.warning("actors work on their own: every env begins a new episode, so the run goes on, but not bit for bit")
+        log.warning("actors act on their own: every env begins a new episode, so the run goes on, but not bit for bit")
 
     def close(self) -> None:
         """End all actors within a few seconds; may be called again, and after any error.

@@ -106,6 +106,8 @@ class LivePanel:
                 self._time_bar(inner),
                 self._time_legend(),
             ]
+            if self.tracker.actor_shares:
+                body.append(self._actors())
         return Panel(
             Group(*body),
             title=Text(self.name, style="bold", overflow="ellipsis"),
@@ -211,11 +213,21 @@ class LivePanel:
         if not self.tracker.time_shares:
             return Text("     waiting for the first rollout", style="dim")
         text = Text("     ", no_wrap=True, overflow="ellipsis")
-        for part, share in self.tracker.parts():
-            text.append("■ ", style=_PART_STYLES.get(part, "magenta"))
-            text.append(f"{part} ", style="dim")
-            text.append(f"{share:<7.0%}")
-        return text
+        return _with_shares(text, self.tracker.parts())
+
+    def _actors(self) -> Text:
+        """Where the time of actors goes that act while the learner learns, and how much of their work lies ready."""
+        text = Text.assemble(("actors ", "dim"), no_wrap=True, overflow="ellipsis")
+        _with_shares(text, self.tracker.actor_parts())
+        return text.append("queue ", style="dim").append(f"{self.tracker.row.get('actors/queue_depth', 0.0):.1f}")
+
+
+def _with_shares(text: Text, parts: list[tuple[str, float]]) -> Text:
+    for part, share in parts:
+        text.append("■ ", style=_PART_STYLES.get(part, "magenta"))
+        text.append(f"{part} ", style="dim")
+        text.append(f"{share:<7.0%}")
+    return text
 
 
 def _value(name: str, value: float) -> str:

@@ -82,6 +82,7 @@ class Tracker:
         self.best_eval: Evaluation | None = None
         self.last_eval: Evaluation | None = None
         self.time_shares: dict[str, float] = {}
+        self.actor_shares: dict[str, float] = {}  # of actors that act on their own
         self._clock = clock
         self._speed_points: deque[tuple[float, float]] = deque()
         for row in history:
@@ -99,10 +100,11 @@ class Tracker:
         while len(self._speed_points) > 2 and self._speed_points[1][0] < self._time_s - SPEED_WINDOW_S:
             self._speed_points.popleft()
         for name, share in row.items():
-            if name.startswith("time/") and name.endswith("_share") and math.isfinite(share):
-                part = name[len("time/") : -len("_share")]
-                before = self.time_shares.get(part, share)
-                self.time_shares[part] = before + SMOOTHING * (share - before)
+            role, _, part = name.removesuffix("_share").partition("/")
+            shares = {"time": self.time_shares, "actors": self.actor_shares}.get(role)
+            if shares is not None and name.endswith("_share") and math.isfinite(share):
+                before = shares.get(part, share)
+                shares[part] = before + SMOOTHING * (share - before)
 
     @property
     def env_steps(self) -> int:
@@ -138,9 +140,12 @@ class Tracker:
         return max(0.0, left - (self._clock() - self._updated_at))
 
     def parts(self) -> list[tuple[str, float]]:
-        """The smoothed time shares, the known parts first and `other` last."""
-        order = [*PARTS, *(part for part in self.time_shares if part not in (*PARTS, "other")), "other"]
-        return [(part, self.time_shares[part]) for part in order if part in self.time_shares]
+        """The smoothed time shares of the learner's thread, the known parts first and `other` last."""
+        return _in_order(self.time_shares)
+
+    def actor_parts(self) -> list[tuple[str, float]]:
+        """The same of actors that act on their own; empty if there are none."""
+        return _in_order(self.actor_shares)
 
     def summary(self) -> dict[str, str]:
         """The result in words, for `print_result`."""
@@ -171,6 +176,11 @@ class Tracker:
             self.last_eval = Evaluation(mean, row.get("eval/return_ci95", math.nan), self.env_steps)
             if math.isfinite(mean) and (self.best_eval is None or mean > self.best_eval.mean):
                 self.best_eval = self.last_eval
+
+
+def _in_order(shares: dict[str, float]) -> list[tuple[str, float]]:
+    order = [*PARTS, *(part for part in shares if part not in (*PARTS, "other")), "other"]
+    return [(part, shares[part]) for part in order if part in shares]
 
 
 def _plural(number: int, noun: str) -> str:

@@ -71,7 +71,19 @@ def test_absurd_values_are_drawn_without_breaking_the_frame(bad, width):
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 18), (80, 17), (60, 40), (40, 6)])
 def test_panel_is_never_taller_than_the_terminal(width, height):
-    assert len(draw(panel_of(ROW), width, height)) <= min(height, 16)
+    assert len(draw(panel_of(ROW), width, height)) <= min(height, 17)
+
+
+def test_actors_on_their_own_have_a_line_of_their_own():
+    shares = {"actors/env_share": 0.5, "actors/act_share": 0.25, "actors/wait_share": 0.25, "actors/queue_depth": 1.5}
+    inline = {name: value for name, value in ROW.items() if not name.startswith("actors/")}
+    lines = draw(panel_of(inline | shares))
+    [line] = [line for line in lines if "actors" in line]
+    assert "env 50%" in line
+    assert "wait 25%" in line
+    assert "queue 1.5" in line
+    assert len(lines) == len(draw(panel_of(inline))) + 1
+    assert not any("actors" in line for line in draw(panel_of(inline)))
 
 
 def test_wide_terminal_shows_the_optimizer_too():
