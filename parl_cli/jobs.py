@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from parl_cli import build, plugins, registry
-from parl_cli.bench import Bench, winning_command
+from parl_cli.bench.candidates import winning_command
+from parl_cli.bench.measure import Bench
 from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
 from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
 from parl_cli.errors import ConfigError

@@ -51,7 +51,7 @@ def _read(hydra: Hydra, overrides: Sequence[str]) -> tuple[TrainConfig, BenchCom
     own = {f.name: values.pop(f.name) for f in dataclasses.fields(BenchCommand)}
     command = parse(BenchCommand, own)
 
-    from parl_cli.bench import chosen_names  # torch, from here on
+    from parl_cli.bench.candidates import chosen_names  # torch, from here on
     from parl_cli.build import validate
 
     chosen_names(command)

@@ -1,6 +1,6 @@
 """What `parl bench` found, for a person: a table, what is missing from it, and why the winner wins.
 
-Everything is made from the plain values of bench.json (`parl_cli.bench.Report.to_plain`).
+Everything is made from the plain values of bench.json (`parl_cli.bench.report.Report.to_plain`).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from parl_cli.metrics import gauges
 Data = Mapping[str, Any]
 
 SHARES = ("env", "act", "learn", "wait", "other")
+_QUIET = 0.9  # of a core: with less, figures say more of the other work
 _LINE = 200  # where the output is no terminal
 
 
@@ -78,6 +79,9 @@ def print_report(data: Data, folder: str, command: str, to: Console | None = Non
         shared.print_line(Text(f"not measured: {who}: {why}", style="dim"), out)
     if not data["cpu_of_children_counted"]:
         shared.print_line("CPU times are those of this process: here the system has no clock for its workers", out)
+    if data["core_share"] < _QUIET:
+        taken = f"other processes had {1 - data['core_share']:.0%} of the core meanwhile; a quieter machine tells more"
+        shared.print_line(Text(f"warning: {taken}", style="yellow"), out)
     shared.print_line(f"written to {folder}", out)
     why = Text(reason(data), style="bold")
     if out.is_terminal:

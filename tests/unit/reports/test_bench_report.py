@@ -41,6 +41,7 @@ def data(*entries, winner=0, **changes):
         "machine": {"cores": 2, "device": "cpu", "num_threads": 1, **versions},
         "env_step": {"us": 6.0, "cpu_share": 1.0},
         "wake_up_us": 20.0,
+        "core_share": 0.99,
         "cpu_of_children_counted": True,
         "parts": [{"num_envs": 32, "act_us": 3.25, "learn_us": 41.0, "update_steps": 4096}],
         "vectorizers": list(entries),
@@ -132,6 +133,12 @@ def test_what_is_missing_is_said():
     text = "\n".join(shown(data(SERIAL, refused=refused, cpu_of_children_counted=False), 120))
     assert "not measured: native: CartPole-v1 brings no batch" in text
     assert "CPU times are those of this process" in text
+
+
+def test_a_busy_machine_is_told_and_a_quiet_one_is_not():
+    assert not any("other processes" in line for line in shown(data(SERIAL), 120))
+    text = "\n".join(shown(data(SERIAL, core_share=0.6), 120))
+    assert "warning: other processes had 40% of the core meanwhile" in text
 
 
 def test_waiting_and_sizes_are_said():
