@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
@@ -88,5 +89,12 @@ class EpisodeSeeds:
 
     def __call__(self, env_id: int, episode: int) -> int:
         """The seed in [0, 2**32) with which `env_id` begins its episode number `episode`, counted from 0."""
-        sequence = np.random.SeedSequence(self.run_seed, spawn_key=(self.role, self.first_env + env_id, episode))
-        return int(sequence.generate_state(1, np.uint32)[0])
+        # SeedSequence(run_seed, spawn_key=(role, env_id, episode)), its words put together here: half the time
+        words = np.array([*self._run_words, self.role, self.first_env + env_id, episode], np.uint32)
+        return int(np.random.SeedSequence(words).generate_state(1)[0])
+
+    @cached_property
+    def _run_words(self) -> tuple[int, ...]:
+        """The run seed as SeedSequence reads it: 32-bit words, the low one first, at least four."""
+        count = max(4, -(-self.run_seed.bit_length() // 32))
+        return tuple(self.run_seed >> 32 * i & 0xFFFFFFFF for i in range(count))

@@ -2,6 +2,7 @@ import pickle
 import sys
 
 import gymnasium as gym
+import numpy as np
 import pytest
 from gymnasium import spaces
 
@@ -86,3 +87,11 @@ def test_a_missing_drawing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "pygame", None)  # as if it were not installed
     with pytest.raises(ConfigError, match=r'CartPole-v1 cannot be drawn .*pip install "parl-cli\[video\]"'):
         check_rendering(EnvConfig(id="CartPole-v1"))
+
+
+@pytest.mark.parametrize("run_seed", [0, 1, 2**32 - 1, 2**32, 2**63, 2**128 - 1, 2**140])
+def test_episode_seeds_are_those_of_numpys_seed_sequence(run_seed):
+    rng = np.random.default_rng(0)
+    for role, env_id, episode in rng.integers(0, [3, 1000, 2**31], (20, 3)).tolist():
+        expected = np.random.SeedSequence(run_seed, spawn_key=(role, env_id, episode)).generate_state(1, np.uint32)[0]
+        assert EpisodeSeeds(run_seed, role)(env_id, episode) == expected
