@@ -210,9 +210,7 @@ class BenchCommand:
     """What `parl bench` is told besides a job's own keys, one field per key of conf/bench.yaml."""
 
     seconds: float = option(0.5, "seconds per measurement, over all its rounds", gt=0, le=600)
-    vectorizers: list[str] | None = option(
-        None, "those to compare, like [serial,subprocess]; null: every one that fits"
-    )
+    vectorizers: list[str] | None = option(None, "those to compare, like [serial,thread]; null: every one that fits")
     tune: bool = option(False, "try num_envs from 8 to 256 too, and more numbers of workers; takes minutes")
     output: str | None = option(None, "folder for bench.json and bench.png; null: outputs/bench/<time>/")
 

@@ -17,6 +17,7 @@ from parl_cli.vectorizers.calls import available_cores
 from parl_cli.vectorizers.speed import Speed, StepCost
 
 MIN_GAIN = 1.05  # faster by less is no reason to prefer what is less simple
+MIN_GAIN_OF_FEW = 1.2  # the same where updates are so slow that one or two rounds must do
 
 
 @dataclass
@@ -95,7 +96,8 @@ def beats(speed: Speed, other: Speed) -> bool:
     """Whether it is clearly faster: by `MIN_GAIN` in the median, and faster in four rounds of five."""
     rounds = list(zip(speed.steps_per_s, other.steps_per_s, strict=True))
     won = sum(mine > its for mine, its in rounds)
-    return speed.ratio(other) >= MIN_GAIN and won >= 0.8 * len(rounds)
+    needed = MIN_GAIN if len(rounds) >= 3 else MIN_GAIN_OF_FEW
+    return speed.ratio(other) >= needed and won >= 0.8 * len(rounds)
 
 
 def machine(config: TrainConfig) -> dict[str, Any]:

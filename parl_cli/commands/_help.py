@@ -70,13 +70,16 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
     del values["hydra"]
     train_yaml = conf_files.comments(conf_files.builtin_conf() / "train.yaml")
     lines = [f"parl {name}: {COMMANDS[name]}", "", f"usage: parl {name} [flags] [key=value …]", ""]
-    lines += [FLAGS_HELP, "", "choices, group=option (* the present one):"]
+    own = dataclasses.fields(BenchCommand) if name == "bench" else ()
+    if own:
+        lines += [f"keys of parl {name}, with their present values:"]
+        lines += [*(_line(f.name, values.pop(f.name), f.metadata["doc"]) for f in own), ""]
+    lines += [*_flags_of(name), "", "choices, group=option (* the present one):"]
     for group in conf_files.groups(config_dir):
         shown = [f"{name}*" if choices.get(group) == name else name for name in conf_files.options(group, config_dir)]
         lines.append(f"  {group:<12}{', '.join(shown)}")
-    lines += ["", "keys, with their present values:"]
-    fields = [*dataclasses.fields(TrainConfig), *(dataclasses.fields(BenchCommand) if name == "bench" else ())]
-    documented = {field.name: field.metadata["doc"] for field in fields if field.metadata}
+    lines += ["", f"keys{' of the job' if own else ''}, with their present values:"]
+    documented = {field.name: field.metadata["doc"] for field in dataclasses.fields(TrainConfig) if field.metadata}
     for key in dict.fromkeys([*documented, *values]):
         if key in values and not isinstance(values[key], Mapping):
             lines.append(_line(key, values[key], train_yaml.get(key) or documented.get(key, "")))
@@ -93,6 +96,11 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
                 *(_line(f"{key}.{path}", v, docs.get(path, "")) for path, v in _flat(part)),
             ]
     return "\n".join([*lines, "", _EXAMPLES[name]])
+
+
+def _flags_of(name: str) -> list[str]:
+    """The flags' lines, without what the command does not take."""
+    return [line for line in FLAGS_HELP.splitlines() if name != "bench" or "--multirun" not in line]
 
 
 def command_help(name: str, config_class: type) -> str:

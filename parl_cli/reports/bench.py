@@ -76,19 +76,25 @@ def print_report(data: Data, folder: str, command: str, to: Console | None = Non
         for line in _as_lines(data):
             shared.print_line(line, out)
     for who, why in data["refused"].items():
-        shared.print_line(Text(f"not measured: {who}: {why}", style="dim"), out)
+        _say(Text(f"not measured: {who}: {why}", style="dim"), out)
     if not data["cpu_of_children_counted"]:
-        shared.print_line("CPU times are those of this process: here the system has no clock for its workers", out)
+        _say(Text("CPU times are those of this process: here the system has no clock for its workers"), out)
     if data["core_share"] < _QUIET:
         taken = f"other processes had {1 - data['core_share']:.0%} of the core meanwhile; a quieter machine tells more"
-        shared.print_line(Text(f"warning: {taken}", style="yellow"), out)
+        _say(Text(f"warning: {taken}", style="yellow"), out)
+    if data["winner"]["num_envs"] != data["num_envs"]:
+        _say(Text("mind that num_envs changes what is learned, not only how fast", style="yellow"), out)
     shared.print_line(f"written to {folder}", out)
-    why = Text(reason(data), style="bold")
-    if out.is_terminal:
-        out.print(why)  # folded at words; the command stays one line, to be copied
-    else:
-        shared.print_line(why, out)
+    _say(Text(reason(data), style="bold"), out)
     shared.print_line(Text(command, style="cyan"), out)
+
+
+def _say(text: Text, out: Console) -> None:
+    """Print a sentence: folded at words on a terminal; what is to be copied, a path or a command, never is."""
+    if out.is_terminal and shared.speaks_unicode(out):
+        out.print(text)
+    else:
+        shared.print_line(text, out)
 
 
 def reason(data: Data) -> str:
@@ -197,22 +203,16 @@ def _figure(speed: Data | None, key: str) -> str:
 
 def _essentials(data: Data) -> dict[str, object]:
     machine = data["machine"]
+    own: Data = next((part for part in data["parts"] if part["num_envs"] == data["num_envs"]), {})
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "gymnasium"))
     waits = "" if data["env_step"]["cpu_share"] > 0.5 else ", most of it waiting"
     return {
         "machine": f"{machine['cores']} cores, {machine['device']}, num_threads={machine['num_threads']}",
         "versions": versions,
         "one env": f"{_us(data['env_step']['us'])} a step{waits}; a wake-up costs {_us(data['wake_up_us'])}",
-        "act only": _by_size(data["parts"], "act_us"),
-        "learn only": _by_size(data["parts"], "learn_us"),
+        **{f"{part} only": f"{_us(own[f'{part}_us'])} per env step" for part in ("act", "learn") if own},
         "measured in": f"{data['wall_s']:.0f} s",
     }
-
-
-def _by_size(parts: Sequence[Data], key: str) -> str:
-    if len(parts) == 1:
-        return f"{_us(parts[0][key])} per env step"
-    return "µs per env step: " + ", ".join(f"{part[key]:.3g} ({part['num_envs']} envs)" for part in parts)
 
 
 def _us(value: float) -> str:

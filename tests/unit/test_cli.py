@@ -95,3 +95,14 @@ def test_an_exit_code_passes_through(command):
     with pytest.raises(SystemExit) as caught:
         cli.main(["list"])
     assert caught.value.code == 7
+
+
+def test_bench_help_begins_with_its_own_keys_and_has_the_job_s(capsys):
+    assert cli.main(["bench", "--help", "env=acrobot"]) == 0
+    shown = capsys.readouterr().out
+    own, _, job = shown.partition("keys of the job")
+    for key in ("seconds=0.5", "vectorizers=null", "tune=false", "output=null"):
+        assert f"  {key} " in own
+        assert f"  {key} " not in job
+    assert "env.id=Acrobot-v1" in job
+    assert "--multirun" not in shown

@@ -43,6 +43,12 @@ def test_what_is_not_clearly_faster_does_not_beat_what_is_simpler(faster):
     assert report(*results).winner is results[0]
 
 
+def test_few_rounds_must_show_more():
+    assert beats(speed(106, 106, 106), speed(100, 100, 100))
+    assert not beats(speed(119, 119), speed(100, 100))
+    assert beats(speed(121), speed(100))
+
+
 def test_what_was_not_measured_end_to_end_cannot_win():
     results = [Result(candidate(), speed(999)), Result(candidate(), speed(1), speed(100))]
     assert report(*results).winner is results[1]

@@ -141,11 +141,17 @@ def test_a_busy_machine_is_told_and_a_quiet_one_is_not():
     assert "warning: other processes had 40% of the core meanwhile" in text
 
 
-def test_waiting_and_sizes_are_said():
-    parts = [{"num_envs": n, "act_us": 2.0 * n, "learn_us": 3.0, "update_steps": 8} for n in (8, 16)]
-    text = "\n".join(shown(data(SERIAL, parts=parts, env_step={"us": 1080.0, "cpu_share": 0.1}), 120))
-    assert "1.08 ms a step, most of it waiting" in text
-    assert "µs per env step: 16 (8 envs), 32 (16 envs)" in text
+def test_the_parts_are_those_of_the_job_s_own_size():
+    parts = [{"num_envs": n, "act_us": n / 2, "learn_us": 3.0, "update_steps": 8} for n in (8, 32, 64)]
+    lines = shown(data(SERIAL, parts=parts, env_step={"us": 1080.0, "cpu_share": 0.1}), 120)
+    assert "  act only     16 µs per env step" in lines
+    assert "  one env      1.08 ms a step, most of it waiting; a wake-up costs 20 µs" in lines
+
+
+def test_another_number_of_envs_is_a_warning():
+    large = entry("serial", (1.0,), (1.0,), num_envs=64)
+    assert any("num_envs changes what is learned" in line for line in shown(data(large)))
+    assert not any("num_envs changes what is learned" in line for line in shown(data(SERIAL)))
 
 
 def test_without_a_terminal_it_is_plain_lines_in_any_encoding():
