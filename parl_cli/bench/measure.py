@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from time import perf_counter, process_time
+from time import perf_counter
 
 import torch
 
@@ -18,7 +18,7 @@ from parl_cli.bench.report import Report, Result
 from parl_cli.config import BenchCommand, TrainConfig
 from parl_cli.envs.factory import EnvFactory, env_spec
 from parl_cli.errors import ConfigError, ParlError
-from parl_cli.metrics.cpu import CpuMeter
+from parl_cli.metrics.cpu import CpuMeter, core_share
 from parl_cli.metrics.timing import Stopwatch
 from parl_cli.types import EnvSpec, Metrics
 from parl_cli.vectorizers.speed import Speed, race, step_cost, wake_up_s
@@ -189,11 +189,3 @@ class Training:
         """Where the time went, in the round of median speed."""
         order = sorted(range(len(self.shares)), key=lambda i: self.speed.steps_per_s[i])
         return self.shares[order[len(order) // 2]]
-
-
-def core_share(seconds: float = 0.05) -> float:
-    """The share of a core that this process gets when it wants one: less than 1 where others are at work."""
-    cpu, started = process_time(), perf_counter()
-    while (elapsed := perf_counter() - started) < seconds:
-        pass
-    return (process_time() - cpu) / elapsed

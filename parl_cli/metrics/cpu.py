@@ -1,4 +1,4 @@
-"""CPU seconds of this process and of the processes below it, while they run."""
+"""CPU seconds of this process and of the processes below it, while they run, and what others leave of the CPU."""
 
 from __future__ import annotations
 
@@ -24,6 +24,14 @@ class CpuMeter:
     def seconds(self) -> float:
         """CPU seconds since these processes began; a process that has ended counts nothing from then on."""
         return time.process_time() + sum(map(_read, self._clocks))
+
+
+def core_share(seconds: float = 0.05) -> float:
+    """The share of a core that this process gets when it wants one: less than 1 where others are at work."""
+    cpu, started = time.process_time(), time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < seconds:
+        pass
+    return (time.process_time() - cpu) / elapsed
 
 
 def processes_below() -> list[int]:

@@ -200,9 +200,9 @@ class Row:
         return statistics.median(a / b for a, b in zip(self.steps_per_s, other.steps_per_s, strict=True))
 
 
-def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], dict[str, str]]:
-    """Measure the peers of a suite in turns: their rows, and why others are missing."""
-    from parl_cli.metrics.cpu import CpuMeter
+def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], dict[str, str], float]:
+    """Measure the peers of a suite in turns: their rows, why others are missing, the share of a core that was had."""
+    from parl_cli.metrics.cpu import CpuMeter, core_share
 
     peers: dict[str, Any] = {}
     missing: dict[str, str] = {}
@@ -214,7 +214,9 @@ def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], 
                 missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
         meter = CpuMeter()
         rows = {name: Row() for name in peers}
+        shares = []
         for number in range(rounds):
+            shares.append(core_share())
             for name, peer in peers.items():
                 _say(f"{suite.title}: round {number + 1} of {rounds}, {name}")
                 before = meter.seconds()
@@ -225,7 +227,7 @@ def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], 
         _say("")
         for peer in peers.values():
             peer.close()
-    return rows, missing
+    return rows, missing, statistics.mean(shares)
 
 
 def _say(text: str) -> None:
@@ -234,8 +236,8 @@ def _say(text: str) -> None:
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def table(suite: Suite, rows: Mapping[str, Row], missing: Mapping[str, str]) -> str:
-    """The suite's Markdown table, and what is missing from it."""
+def table(suite: Suite, rows: Mapping[str, Row], missing: Mapping[str, str], core_share: float = 1.0) -> str:
+    """The suite's Markdown table, what is missing from it, and whether the machine was busy with other work."""
     if not rows:
         return f"### {suite.title}\n\nnothing could be measured\n" + _missing(missing)
     floor = next(iter(rows))

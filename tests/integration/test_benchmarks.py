@@ -34,6 +34,8 @@ def test_ratios_are_medians_over_rounds_and_stand_beside_what_is_asked():
     ]
     assert cells(text, "peer") == ["peer", "10", "0.50", "1,500", ""]
     assert "not measured: gone (ImportError: no module)" in text
+    assert "busy machine" not in text
+    assert "busy machine: a process that wanted a core got 40% of one" in table(suite, rows, {}, 0.4)
 
 
 @pytest.mark.parametrize("name", SUITES)

@@ -33,10 +33,6 @@ def test_learning_is_measured_from_the_same_state_each_time(monkeypatch):
     assert 0 < parts.learn_s < 0.1
 
 
-def test_a_core_that_is_asked_for_is_mostly_had_and_never_more_than_it():
-    assert 0 < measure.core_share() < 1.05
-
-
 def test_a_tuning_trains_only_the_most_promising(monkeypatch):
     monkeypatch.setattr(measure, "FINALISTS", 2)
     monkeypatch.setattr(candidates, "TUNED_NUM_ENVS", (2, 8))

@@ -49,3 +49,15 @@ def test_processes_below_are_found_down_to_the_last():
         assert {p.pid for p in psutil.Process(child.pid).children()} < set(found)
         child.communicate(b"\n", timeout=30)
     assert child.pid not in cpu.processes_below()
+
+
+def test_of_a_core_one_gets_something_and_never_more_than_all():
+    assert 0 < cpu.core_share() < 1.05
+
+
+def test_a_share_is_what_was_computed_while_the_time_passed(monkeypatch):
+    seconds = iter([0.0, 1.0, 2.0, 4.0])
+    computed = iter([10.0, 11.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    monkeypatch.setattr(time, "process_time", lambda: next(computed))
+    assert cpu.core_share(3.0) == 0.25
