@@ -63,16 +63,17 @@ class FlatAdam:
         """
         self.flat.check()
         norm = torch.linalg.vector_norm(self.flat.grad)
-        divisor = None if max_grad_norm is None else (norm / max_grad_norm).clamp(min=1.0)
+        if max_grad_norm is not None:
+            self.flat.grad.div_((norm / max_grad_norm).clamp_(min=1.0))
         self._step.add_(1)
         if len(set(self.learning_rates)) == 1:
-            self._update(self._whole, self.learning_rates[0], divisor)
+            self._update(self._whole, self.learning_rates[0])
         else:
             for group, learning_rate in zip(self._groups, self.learning_rates, strict=True):
-                self._update(group, learning_rate, divisor)
+                self._update(group, learning_rate)
         return norm
 
-    def _update(self, tensors: list[list[Tensor]], learning_rate: float, divisor: Tensor | None) -> None:
+    def _update(self, tensors: list[list[Tensor]], learning_rate: float) -> None:
         data, grads, exp_avgs, exp_avg_sqs = tensors
         torch._fused_adam_(
             data,
@@ -88,7 +89,6 @@ class FlatAdam:
             eps=self.eps,
             amsgrad=False,
             maximize=False,
-            grad_scale=divisor,
         )
 
     def state_dict(self) -> dict[str, Any]:
