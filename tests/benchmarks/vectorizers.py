@@ -248,7 +248,8 @@ def table(suite: Suite, rows: Mapping[str, Row], missing: Mapping[str, str], cor
         asked = ", ".join(_compared(a, name, rows, floor) for a in wanted)
         figures = f"{statistics.median(row.steps_per_s):,.0f} | {row.ratio(rows[floor]):.2f}"
         lines.append(f"| {name} | {figures} | {_us(statistics.median(row.cpu_us))} | {asked} |")
-    return "\n".join(lines) + "\n" + _missing(missing)
+    busy = f"\nbusy machine: a process that wanted a core got {core_share:.0%} of one\n" if core_share < 0.9 else ""
+    return "\n".join(lines) + "\n" + _missing(missing) + busy
 
 
 def _us(value: float) -> str:
