@@ -42,8 +42,8 @@ def mean_weights(x: Tensor, mask: Tensor | None) -> Tensor:
     `x.backward(mean_weights(x, mask))` is `masked_mean(x, mask).backward()` without the reductions.
     """
     if mask is None:
-        return torch.full_like(x, 1.0 / max(x.numel(), 1))
-    return mask / mask.sum().clamp(min=1)
+        return torch.full_like(x, 1.0 / x.numel())
+    return mask.to(x.dtype) / mask.sum().clamp(min=1)
 
 
 def ppo_clip_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from parl_cli.buffers.minibatches import minibatches
+from parl_cli.buffers.minibatches import minibatches, shuffle, unstack
 
 T, N, A = 6, 4, 2
 
@@ -81,3 +81,15 @@ def test_minibatches_are_views_of_one_gather_and_the_batch_is_left_alone(whole_c
 def test_parts_that_do_not_divide_are_an_error_and_no_row_is_dropped_in_silence(num_minibatches, whole_columns):
     with pytest.raises(ValueError, match=rf"num_minibatches={num_minibatches}: must divide"):
         next(minibatches({"obs": numbered()}, num_minibatches, generator(), whole_columns=whole_columns))
+
+
+@pytest.mark.parametrize("whole_columns", [False, True])
+def test_minibatches_are_the_shuffled_batch_taken_apart(whole_columns):
+    batch = {"obs": numbered(A), "state": torch.arange(N)[:, None]} if whole_columns else {"obs": numbered(A)}
+    stacked = shuffle(batch, 2, generator(), whole_columns=whole_columns)
+    assert stacked["obs"].shape == ((2, T, N // 2, A, 2) if whole_columns else (2, T * N // 2, A, 2))
+    for part, other in zip(
+        unstack(stacked), minibatches(batch, 2, generator(), whole_columns=whole_columns), strict=True
+    ):
+        assert part.keys() == other.keys() == batch.keys()
+        assert all(torch.equal(part[name], other[name]) for name in batch)

@@ -12,6 +12,7 @@ from parl_cli.functional.losses import (
     kl_adaptive_lr,
     kl_penalty_coef,
     masked_mean,
+    mean_weights,
     normalize_advantage,
     ppo_clip_loss,
     value_loss,
@@ -48,6 +49,19 @@ def test_masked_rows_change_neither_the_mean_nor_its_gradient():
     mean.backward()
     assert mean.item() == 3.0
     assert x.grad.tolist() == [0.5, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_mean_weights_start_the_backward_pass_of_the_mean(masked):
+    mask = some_mask(4, 3) if masked else None
+    x, y = rand(4, 3, requires_grad=True), rand(4, 3, requires_grad=True)
+    masked_mean(x.exp(), mask).backward()
+    y.exp().backward(mean_weights(y, mask))
+    torch.testing.assert_close(y.grad, x.grad)
+
+
+def test_mean_weights_of_nothing_are_zeros():
+    assert not mean_weights(torch.ones(3), torch.zeros(3, dtype=torch.bool)).any()
 
 
 def test_masked_mean_of_nothing_is_zero():
@@ -171,6 +185,17 @@ def test_normalized_advantages_have_mean_0_and_deviation_1_over_real_rows(shape)
     assert normalized[mask].std(correction=0).item() == pytest.approx(1.0, rel=1e-6)
     assert not normalized[~mask].any()
     torch.testing.assert_close(normalized[mask], normalize_advantage(advantage[mask], None))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_minibatches_side_by_side_are_normalized_apart(masked):
+    advantage = rand(3, 8, 2) * torch.tensor([1.0, 10.0, 0.1])[:, None, None] + 5
+    mask = some_mask(3, 8, 2) if masked else None
+    together = normalize_advantage(advantage, mask, batch_dims=1)
+    for k in range(3):
+        alone = normalize_advantage(advantage[k], None if mask is None else mask[k])
+        torch.testing.assert_close(together[k], alone)
+    assert (together - normalize_advantage(advantage, mask)).abs().max() > 0.1
 
 
 def test_normalizing_one_or_equal_advantages_gives_zeros():
