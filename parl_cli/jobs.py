@@ -221,7 +221,8 @@ def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, 
     }
     if hasattr(algo, "num_minibatches"):
         size = rows // algo.num_minibatches
-        essentials["learning"] = f"{algo.num_epochs} epochs × {algo.num_minibatches} minibatches of {size:,}"
+        epochs = getattr(algo, "num_epochs", 1)
+        essentials["learning"] = f"{epochs} epochs × {algo.num_minibatches} minibatches of {size:,}"
     actors = config.actors
     if hasattr(actors, "num_actors"):
         essentials["actors"] = (
