@@ -21,7 +21,8 @@ COMMANDS = {
     "eval": "play episodes with a trained policy and report the returns",
     "resume": "go on with an interrupted run, or extend a finished one",
     "bench": "measure a job on this machine, and find its fastest vectorizer",
-    "list": "what there is: algorithms, envs, vectorizers, … and what each supports",
+    "report": "compare runs: scores with intervals, learning curves, sample efficiency, speed",
+    "list": "what there is: algorithms, envs, vectorizers, …, and the runs",
     "completion": "print the shell code for <TAB> completion",
 }
 
@@ -31,6 +32,7 @@ examples:
   parl train -m env=cartpole seed=1,2,3
   parl eval checkpoint=outputs/ppo_cartpole/latest
   parl bench env=cartpole num_envs=32
+  parl report outputs/ppo_cartpole outputs/a2c_cartpole
   parl list envs
   eval "$(parl completion bash)"
 """

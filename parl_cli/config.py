@@ -215,6 +215,40 @@ class BenchCommand:
     output: str | None = option(None, "folder for bench.json and bench.png; null: outputs/bench/<time>/")
 
 
+@dataclass(frozen=True)
+class ReportCommand:
+    """What `parl report` is told, one field per key of conf/report.yaml."""
+
+    runs: list[str] | str = required("run folders, sweep folders, folders above them, or globs; may be typed alone")
+    by: list[str] = option(
+        ["algo.name", "env.name"], "config keys; runs with the same values are one group (env.…: one task)"
+    )
+    where: dict[str, Any] | None = option(None, "config values that a run must have, like where.env.name=cartpole")
+    metric: str = option("episode/return_mean", "what is compared: a metric of metrics.jsonl, higher is better")
+    score: Literal["final", "best", "mean", "eval"] = option(
+        "final", "a run's score: the metric's last, best or mean value, or what parl eval found (mean_return)"
+    )
+    steps: int | None = option(None, "env steps at which runs are compared; null: at the end of each", ge=1)
+    statistic: Literal["iqm", "median", "mean"] = option("iqm", "what curves show of the runs of a group")
+    thresholds: dict[str, list[float]] | list[float] | None = option(
+        None, "scores whose first passing counts: [475], or thresholds.cartpole=[475]; where none: parts of the way"
+    )
+    normalize: dict[str, list[float]] | None = option(
+        None, "what is 0 and what is 1 over all tasks, like normalize.cartpole=[0,500]; else the lowest and highest score"
+    )
+    confidence: float = option(0.95, "of the bootstrap intervals", gt=0, lt=1)
+    resamples: int = option(5000, "bootstrap resamples", ge=100, le=1_000_000)
+    seed: int = option(0, "seed of the resampling", ge=0, lt=2**63)
+    points: int = option(200, "points of a curve", ge=2, le=10_000)
+    allow: list[str] = option(
+        [], "config keys in which compared runs may differ; also `seed` (repeated seeds) and `unfinished`"
+    )
+    formats: list[Literal["html", "md", "csv", "png", "svg"]] = option(
+        ["html", "md", "csv", "png", "svg"], "what is written; []: nothing"
+    )
+    output: str | None = option(None, "folder for the files; null: outputs/report/<time>/")
+
+
 def parse_train(values: Mapping[str, Any]) -> TrainConfig:
     """Parse a whole training config: each component by the `Config` of the class its `name` is registered to.
 

@@ -1,4 +1,4 @@
-"""The commands that are a dataclass of keys and no training job: `parl eval`, `parl resume`.
+"""The commands that are a dataclass of keys and no training job: `parl eval`, `parl resume`, `parl report`.
 
 Composed by Hydra on conf/<command>.yaml, but nothing of a Hydra run: no folder, no logging. With -m the command is
 done once for each combination of the values, all of them checked before the first.
@@ -16,7 +16,12 @@ from parl_cli.errors import ConfigError
 
 
 def run_command(
-    name: str, config_class: type, args: list[str], action: Callable[[Any], Any], paths: frozenset[str]
+    name: str,
+    config_class: type,
+    args: list[str],
+    action: Callable[[Any], Any],
+    paths: frozenset[str],
+    words: str | None = None,
 ) -> int:
     """Read the command line into `config_class` and call `action` with it.
 
@@ -26,6 +31,7 @@ def run_command(
         args: what was typed after the command.
         action: does the work; it is called only once everything typed is known to be valid.
         paths: the keys whose values are paths: they may hold any character, unquoted.
+        words: the key, a list of paths, whose values may be typed alone; None: there is none.
 
     Returns:
         The exit code.
@@ -37,15 +43,17 @@ def run_command(
     if flags.help:
         from parl_cli.commands._help import command_help
 
-        print(command_help(name, config_class))
+        print(command_help(name, config_class, words))
         return 0
 
     from parl_cli.commands._show import show
 
     plugins.activate(flags.overrides)
-    from parl_cli.composition.compose import compose, plain, quote_values, session
+    from parl_cli.composition.compose import compose, gather_words, plain, quote_values, session
     from parl_cli.composition.grid import expand
 
+    if words is not None:
+        flags.overrides = gather_words(flags.overrides, words)
     if not flags.multirun:
         # With -m a comma separates values, so there a path with one in it must be quoted by the user.
         flags.overrides = quote_values(flags.overrides, paths)

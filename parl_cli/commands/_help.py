@@ -45,6 +45,12 @@ examples:
   parl eval checkpoint=outputs/ppo_cartpole/latest
   parl eval checkpoint=RUN/checkpoints/100000 episodes=20 deterministic=false
   parl eval checkpoint=RUN video=true output=videos""",
+    "report": """\
+examples:
+  parl report outputs/ppo_cartpole outputs/a2c_cartpole
+  parl report outputs where.env.name=cartpole by=[algo.name,algo.learning_rate]
+  parl report outputs/ppo_cartpole thresholds=[475] score=eval
+  parl report outputs allow=[total_steps,algo] formats=[]   # compare all the same, in the terminal only""",
     "resume": """\
 examples:
   parl resume run=outputs/ppo_cartpole/latest
@@ -103,11 +109,12 @@ def _flags_of(name: str) -> list[str]:
     return [line for line in FLAGS_HELP.splitlines() if name != "bench" or "--multirun" not in line]
 
 
-def command_help(name: str, config_class: type) -> str:
-    """The page of a command whose keys are the fields of `config_class`."""
+def command_help(name: str, config_class: type, words: str | None = None) -> str:
+    """The page of a command whose keys are the fields of `config_class`; `words` are values of that key."""
     from parl_cli.cli import COMMANDS
 
-    lines = [f"parl {name}: {COMMANDS[name]}", "", f"usage: parl {name} [flags] key=value …", "", FLAGS_HELP, ""]
+    usage = f"parl {name} [flags] {f'[{words} …] [key=value …]' if words else 'key=value …'}"
+    lines = [f"parl {name}: {COMMANDS[name]}", "", f"usage: {usage}", "", FLAGS_HELP, ""]
     lines += ["keys, with their defaults:"]
     for field in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(field.default):

@@ -72,7 +72,7 @@ def complete(line: str) -> list[str]:
         return _starting(word, TOPICS)
     if command == "completion":
         return _starting(word, ["bash"])
-    if command in ("train", "eval", "resume", "bench"):
+    if command in ("train", "eval", "resume", "bench", "report"):
         try:
             return _overrides(command, typed, word)
         except ParlError:
@@ -86,9 +86,11 @@ def _overrides(command: str, typed: list[str], word: str) -> list[str]:
     from parl_cli import plugins
     from parl_cli.commands._flags import parse_flags
     from parl_cli.composition import conf_files
-    from parl_cli.composition.compose import compose, session, without_hydra
+    from parl_cli.composition.compose import compose, gather_words, session, without_hydra
 
     flags = parse_flags(command, typed)
+    if command == "report":
+        flags.overrides = gather_words(flags.overrides, "runs")
     plugins.activate(flags.overrides)
     groups = conf_files.groups(flags.config_dir) if command in ("train", "bench") else []
     group, equals, value = word.partition("=")

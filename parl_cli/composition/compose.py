@@ -41,7 +41,7 @@ from parl_cli.errors import ConfigError, suggest
 _PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
 
 # Mappings whose keys are the user's own: a key in them need not be there before, so `+` is not asked for.
-OPEN_KEYS = ("env.kwargs.",)
+OPEN_KEYS = ("env.kwargs.", "where.", "thresholds.", "normalize.")
 
 _EXPONENT = re.compile(r"(?<![\w.+-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w.])")
 
@@ -161,6 +161,17 @@ def quote_values(overrides: Sequence[str], keys: frozenset[str]) -> list[str]:
             text = f"{key}='{escaped}'"
         quoted.append(text)
     return quoted
+
+
+def gather_words(overrides: Sequence[str], key: str) -> list[str]:
+    """Make one list of the words that are no `key=value`: `key=['a','b']`. A path may hold a `=` after a slash."""
+    is_word = [not text.startswith("~") and ("=" not in text or "/" in text.partition("=")[0]) for text in overrides]
+    words = [os.path.expanduser(text) for text, alone in zip(overrides, is_word, strict=True) if alone]
+    rest = [text for text, alone in zip(overrides, is_word, strict=True) if not alone]
+    if not words:
+        return rest
+    quoted = ",".join("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in words)
+    return [*rest, f"{key}=[{quoted}]"]
 
 
 def parse_overrides(hydra: Hydra, overrides: Sequence[str]) -> list[Override]:

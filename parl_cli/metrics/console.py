@@ -19,7 +19,9 @@ console = Console(highlight=False)
 
 MAX_WIDTH = 124  # wider than this, a panel's labels and figures drift apart
 
-_ASCII = str.maketrans({"×": "x", "±": "+/-", "↑": "+", "→": "=", "↓": "-", "·": "-", "…": "...", "µ": "u"})
+_ASCII = str.maketrans(
+    {"×": "x", "±": "+/-", "↑": "+", "→": "=", "↓": "-", "·": "-", "…": "...", "µ": "u", "–": "-", "≥": ">="}
+)
 _LEVELS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
 
 
@@ -44,11 +46,17 @@ def speaks_unicode(out: Console) -> bool:
 def print_line(text: str | Text, to: Console | None = None) -> None:
     """Print one line as it is: no wrapping, no markup, no colouring of numbers.
 
-    Characters that the output cannot take are replaced: a `±` must never end a run.
-    """
+
+def writable(text: str, out: Console) -> str:
+    """The text with what the output cannot take replaced: a `±` must never end a run."""
+    return text if speaks_unicode(out) else text.translate(_ASCII).encode(out.encoding, "replace").decode(out.encoding)
+
+
+def print_line(text: str | Text, to: Console | None = None) -> None:
+    """Print one line as it is: no wrapping, no markup, no colouring of numbers; see `writable`."""
     out = to or console
     if not speaks_unicode(out):
-        text = str(text).translate(_ASCII).encode(out.encoding, "replace").decode(out.encoding)
+        text = writable(str(text), out)
     out.print(text, soft_wrap=True, markup=False, highlight=False)
 
 

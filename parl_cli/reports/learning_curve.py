@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,11 @@ import numpy as np
 
 from parl_cli.metrics import gauges
 from parl_cli.metrics.jsonl import read_jsonl
+from parl_cli.reports.style import FAINT, INK, bare, missing_glyphs_ignored, steps_text, value_text
 from parl_cli.types import Metrics
 
 MAX_POINTS = 2_000  # more than the picture has pixels
-_TRAIN, _EVAL, _INK, _FAINT = "#2a6fb0", "#d9622b", "#222222", "#8a8a8a"
+_TRAIN, _EVAL = "#2a6fb0", "#d9622b"
 
 
 def plot_learning_curve(
@@ -57,7 +57,7 @@ def plot_learning_curve(
         axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="none", fontsize=9)
     else:
         axes.text(
-            0.5, 0.5, "no episode has finished yet", transform=axes.transAxes, ha="center", va="center", color=_FAINT
+            0.5, 0.5, "no episode has finished yet", transform=axes.transAxes, ha="center", va="center", color=FAINT
         )
     _limits(axes, rows)
     _save(figure, Path(png_path))
@@ -88,19 +88,15 @@ def _draw_evaluations(axes: Any, rows: Sequence[Metrics]) -> None:
 
 def _style(axes: Any, title: str, subtitle: str) -> None:
     # parse_math: a `$` in a run's name is a character, not TeX
-    axes.set_title(_shorten(title), loc="left", fontsize=12, fontweight="bold", color=_INK, pad=24, parse_math=False)
+    axes.set_title(_shorten(title), loc="left", fontsize=12, fontweight="bold", color=INK, pad=24, parse_math=False)
     axes.text(
-        0, 1.025, subtitle, transform=axes.transAxes, fontsize=9, color=_FAINT, va="bottom", parse_math=False
+        0, 1.025, subtitle, transform=axes.transAxes, fontsize=9, color=FAINT, va="bottom", parse_math=False
     )  # fmt: skip
-    axes.set_xlabel("env steps", color=_INK)
-    axes.set_ylabel("return (undiscounted reward per episode)", color=_INK)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#bbbbbb")
-    axes.tick_params(colors="#555555", labelsize=9)
-    axes.xaxis.set_major_formatter(lambda steps, _: _ticks(steps))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    axes.set_xlabel("env steps", color=INK)
+    axes.set_ylabel("return (undiscounted reward per episode)", color=INK)
+    bare(axes)
+    axes.xaxis.set_major_formatter(steps_text)
+    axes.yaxis.set_major_formatter(value_text)
 
 
 def _limits(axes: Any, rows: Sequence[Metrics]) -> None:
@@ -130,9 +126,7 @@ def _subtitle(rows: Sequence[Metrics], train: Sequence[Metrics], evals: Sequence
 def _save(figure: Any, path: Path) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with warnings.catch_warnings():
-            # A run may be named in a script that the bundled font lacks; boxes in the title are no reason to warn.
-            warnings.filterwarnings("ignore", message=r"Glyph .* missing from", category=UserWarning)
+        with missing_glyphs_ignored():
             figure.savefig(temporary, format="png")
         os.replace(temporary, path)
     finally:
@@ -151,13 +145,6 @@ def _has(row: Metrics, name: str) -> bool:
 
 def _column(rows: Sequence[Metrics], name: str) -> np.ndarray:
     return np.array([row.get(name, math.nan) for row in rows], dtype=np.float64)
-
-
-def _ticks(steps: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(steps) >= limit:
-            return f"{steps / limit:g}{unit}"
-    return f"{steps:g}"
 
 
 def _shorten(text: str, limit: int = 72) -> str:

@@ -16,6 +16,7 @@ from parl_cli.config import (
     EvalCommand,
     EvalConfig,
     LoggerConfig,
+    ReportCommand,
     ResumeCommand,
     TrainConfig,
     parse,
@@ -105,7 +106,8 @@ def test_default_logger_holds_the_defaults_of_its_dataclass():
 
 
 @pytest.mark.parametrize(
-    ("name", "cls", "key"), [("eval", EvalCommand, "checkpoint"), ("resume", ResumeCommand, "run")]
+    ("name", "cls", "key"),
+    [("eval", EvalCommand, "checkpoint"), ("resume", ResumeCommand, "run"), ("report", ReportCommand, "runs")],
 )
 def test_command_yaml_holds_the_defaults_of_its_dataclass(name, cls, key):
     values = read(CONF / f"{name}.yaml")
@@ -125,7 +127,7 @@ def test_bench_yaml_holds_the_defaults_of_its_dataclass_and_takes_whatever_train
     assert {k: v for k, v in job.items() if k not in values} == composed("env=acrobot", "num_envs=4")
 
 
-@pytest.mark.parametrize("name", ["train", "eval", "resume", "bench"])
+@pytest.mark.parametrize("name", ["train", "eval", "resume", "bench", "report"])
 def test_every_key_of_a_command_has_a_comment(name):
     documented = conf_files.comments(CONF / f"{name}.yaml")
     for key, value in read(CONF / f"{name}.yaml").items():

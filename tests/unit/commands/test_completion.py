@@ -24,6 +24,8 @@ def elsewhere(tmp_path, monkeypatch):
         ("parl train --mult", ["--multirun"]),
         ("parl train --cfg j", ["job"]),
         ("parl eval epi", ["episodes="]),
+        ("parl report outputs thre", ["thresholds="]),
+        ("parl report stat", ["statistic="]),
         ("parl resume checkpoint.", ["checkpoint.env="]),
         ("parl bench env=acrob", ["env=acrobot"]),
         ("parl bench tun", ["tune=", "tuned="]),
