@@ -43,10 +43,6 @@ def speaks_unicode(out: Console) -> bool:
     return out.encoding.lower().startswith("utf")
 
 
-def print_line(text: str | Text, to: Console | None = None) -> None:
-    """Print one line as it is: no wrapping, no markup, no colouring of numbers.
-
-
 def writable(text: str, out: Console) -> str:
     """The text with what the output cannot take replaced: a `±` must never end a run."""
     return text if speaks_unicode(out) else text.translate(_ASCII).encode(out.encoding, "replace").decode(out.encoding)
