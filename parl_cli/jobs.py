@@ -72,7 +72,8 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
     values = changed(values, total_steps=command.total_steps, device=command.device)
     config = config_to_go_on(values, saved, command.plugins, _typed("resume", command))
     done = 0 if saved is None else saved.env_steps
-    if done >= config.total_steps:
+    # killed between its last checkpoint and saying that it is finished: there is that left to do
+    if done >= config.total_steps and run.info().get("status") != "running":
         raise ConfigError(
             f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
             f"add total_steps={2 * config.total_steps} to train on"
@@ -141,8 +142,8 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
         "95 % interval": f"{low:.1f} to {high:.1f}",
         "length": f"{report['mean_length']:.1f} steps",
         "episodes": f"{command.episodes}, {'deterministic' if command.deterministic else 'sampled'}",
-        "checkpoint": f"{_short(saved.path)} ({saved.env_steps:,} steps)",
-        "written to": _short(folder),
+        "checkpoint": f"{console.short_path(saved.path)} ({saved.env_steps:,} steps)",
+        "written to": console.short_path(folder),
     }
     console.print_result(shown, title=f"{config.algo.name} on {config.env.name}")
     return report
@@ -168,7 +169,7 @@ def bench_job(config: TrainConfig, command: BenchCommand, overrides: Sequence[st
         data["reason"] = reason(data)
         (folder / "bench.json").write_text(json.dumps(data, indent=1) + "\n")
         plot_bench(data, folder / "bench.png")
-    print_report(data, _short(folder), train)
+    print_report(data, console.short_path(folder), train)
     return data
 
 
@@ -197,7 +198,7 @@ def _run(experiment: Experiment) -> float | None:
     with progress:
         reason = experiment.train_until(config.total_steps, progress.update)
     interrupted = reason.startswith("interrupted")
-    place = _short(run.path)
+    place = console.short_path(run.path)
     with_plugins = f" 'plugins=[{','.join(config.plugins)}]'" if config.plugins else ""
     commands = {"evaluate": f"parl eval checkpoint={place}{with_plugins}"}
     if interrupted:
@@ -239,7 +240,7 @@ def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, 
         "budget": f"{config.total_steps:,} steps = {at_least}{updates:,} updates ({updates * rows:,} steps)",
         "device": f"{experiment.learner.device}, {config.num_threads} threads",
         "seed": str(config.seed),
-        "run folder": _short(run.path),
+        "run folder": console.short_path(run.path),
     }
 
 
@@ -279,11 +280,3 @@ def _untaken(folder: Path) -> Path:
     """The folder, or with `-2`, `-3` … the first like it that is not there."""
     names = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
     return next(place for place in itertools.chain([folder], names) if not place.exists())
-
-
-def _short(path: Path) -> str:
-    """A path as the user would type it."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

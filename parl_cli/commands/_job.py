@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides, run_job
+from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from parl_cli.composition.compose import compose, plain
+from parl_cli.composition.compose import compose, parse_overrides, plain
 from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError
 
@@ -33,6 +33,9 @@ def run_one(hydra: Hydra, overrides: Sequence[str]) -> float | None:
         ConfigError: bad input; nothing has been written then.
         ParlError: the run broke.
     """
+    for text in overrides:
+        if _is_about_the_sweep(text):
+            raise ConfigError(f"{text}: says how several jobs are run; add -m, or leave it out")
     job = compose(hydra, "train", overrides)
     config = validate(job)
     callbacks = Callbacks(job)
@@ -55,7 +58,10 @@ def run_sweep(hydra: Hydra, overrides: Sequence[str]) -> Any:
     """
     from hydra.core.plugins import Plugins
 
-    job = compose(hydra, "train", overrides, multirun=True)
+    _check_single(hydra, overrides)
+    job = compose(hydra, "sweep", overrides, multirun=True)
+    with read_write(job.hydra):
+        job.hydra.job.config_name = "train"  # what each job is composed from
     HydraConfig.instance().set_config(job)
     callbacks = Callbacks(job)
     callbacks.on_multirun_start(config=job, config_name="train")
@@ -63,7 +69,7 @@ def run_sweep(hydra: Hydra, overrides: Sequence[str]) -> Any:
     with translated():
         # The launcher brings its own way to run a job, so the function is never called.
         sweeper = Plugins.instance().instantiate_sweeper(config=job, hydra_context=context, task_function=_not_called)
-    result = sweeper.sweep(arguments=list(job.hydra.overrides.task))
+    result = sweeper.sweep(arguments=[text for text in job.hydra.overrides.task if not _is_about_the_sweep(text)])
     callbacks.on_multirun_end(config=job, config_name="train")
     return result
 
@@ -146,15 +152,21 @@ def remove_if_empty(folder: Path) -> None:
         empty.rmdir()
 
 
-def describe(number: int, overrides: Sequence[str]) -> str:
-    """How a message names a job of a sweep."""
-    return f"job {number} ({' '.join(filter_overrides(overrides)) or 'no overrides'})"
-
-
 def _train(_job: DictConfig, config: TrainConfig, argv: list[str]) -> float | None:
     from parl_cli.jobs import train_run
 
     return train_run(config, Path(HydraConfig.get().runtime.output_dir), argv)
+
+
+def _is_about_the_sweep(text: str) -> bool:
+    key = text.lstrip("+~").partition("=")[0]
+    return key == "sweep" or key.startswith("sweep.")
+
+
+def _check_single(hydra: Hydra, overrides: Sequence[str]) -> None:
+    for override in parse_overrides(hydra, overrides):
+        if override.is_sweep_override() and _is_about_the_sweep(str(override.input_line)):
+            raise ConfigError(f"{override.input_line}: must be one value; it says how the jobs are run")
 
 
 def _not_called(_job: DictConfig) -> Any:

@@ -1,4 +1,4 @@
-"""`parl resume`: go on with an interrupted run, or extend a finished one."""
+"""`parl resume`: go on with an interrupted run or sweep, or extend a finished run."""
 
 from __future__ import annotations
 
@@ -13,5 +13,10 @@ def main(args: list[str]) -> int:
 
 def _resume(command: ResumeCommand) -> None:
     from parl_cli.jobs import resume_run  # torch, from here on
+    from parl_cli.sweeps.ledger import is_sweep
+    from parl_cli.sweeps.run import resume_sweep
 
-    resume_run(command)
+    if is_sweep(command.run):
+        resume_sweep(command)
+    else:
+        resume_run(command)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
@@ -41,6 +42,14 @@ class ConsoleHandler(logging.Handler):
 def speaks_unicode(out: Console) -> bool:
     """Whether the output takes any character: a pipe on Windows, or LANG=C, may not."""
     return out.encoding.lower().startswith("utf")
+
+
+def short_path(path: Path) -> str:
+    """A path as the user would type it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def writable(text: str, out: Console) -> str:

@@ -129,14 +129,15 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Metrics]:
         for number, line in enumerate(file, start=1):
             if damaged is not None:
                 raise ParlError(f"{os.fspath(path)}: line {damaged} is not a JSON object of numbers; remove it")
-            row = _decode(line)
+            row = decode_row(line)
             if row is None:
                 damaged = number
             else:
                 yield row
 
 
-def _decode(line: bytes) -> Metrics | None:
+def decode_row(line: bytes) -> Metrics | None:
+    """One line as a row; None if it is torn or no row. `null` is read as NaN."""
     if not line.endswith(b"\n"):
         return None
     try:

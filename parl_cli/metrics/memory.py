@@ -1,12 +1,14 @@
-"""Resident memory in MB (10⁶ bytes), without a dependency: /proc on Linux, the system's own call elsewhere."""
+"""Memory in MB (10⁶ bytes), without a dependency: /proc on Linux, the system's own call elsewhere."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
 
 _MB = 1e6
+_CONTROL_GROUP = Path("/sys/fs/cgroup")  # version 2
 
 
 def rss_mb(children: bool = True) -> float:
@@ -27,6 +29,29 @@ def rss_mb(children: bool = True) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / _MB  # macOS counts bytes, the others KiB
+
+
+def free_mb() -> float:
+    """Memory that new processes can take before something is killed or swapped, in MB; infinite where nobody knows."""
+    return min(_free_in_system(), _free_in_container()) / _MB
+
+
+def _free_in_system() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), math.inf)
+
+
+def _free_in_container() -> float:
+    try:
+        limit = float((_CONTROL_GROUP / "memory.max").read_text())  # or the word max
+        used = float((_CONTROL_GROUP / "memory.current").read_text())
+        files = dict(line.split() for line in (_CONTROL_GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return math.inf
+    return limit - used + float(files.get("inactive_file", 0))  # the cache of files gives way
 
 
 def _statm(pid: int) -> tuple[int, int]:

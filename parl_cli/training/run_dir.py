@@ -94,7 +94,8 @@ class RunDir:
         path = Path(os.path.realpath(text))
         if not os.path.isfile(path / "run.json"):
             raise CheckpointError(
-                f"run={text}: not a run folder (no run.json); name one like outputs/<name>/<timestamp>"
+                f"run={text}: not a run folder (no run.json), nor a sweep's (no sweep.json); name one like "
+                "outputs/<name>/<timestamp>"
             )
         for entry in (*path.iterdir(), *path.glob("checkpoints/.*"), *path.glob("checkpoints/*")):
             if entry.is_symlink():

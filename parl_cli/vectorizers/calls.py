@@ -17,6 +17,8 @@ from typing import Any
 
 from parl_cli.errors import EnvError, WorkerError
 
+CORES_VARIABLE = "PARL_CORES"  # the share of a job that runs beside others; `parl train -m` sets it
+
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups, version 2: "microseconds period" or "max period"
 
 Reply = tuple[int, Any]  # (section, result, or the exception that was raised there)
@@ -179,7 +181,12 @@ def split(num_envs: int, num_parts: int) -> list[range]:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity where the system has one, else all; fewer where a container says so."""
+    """Cores this process may use: its affinity where the system has one, else all; fewer where a container says so.
+
+    A job of a sweep is told its share.
+    """
+    if CORES_VARIABLE in os.environ:
+        return int(os.environ[CORES_VARIABLE])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = _CPU_QUOTA.read_text().split()

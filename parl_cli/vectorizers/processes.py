@@ -21,7 +21,7 @@ _STACK_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
 _STACK_TIMEOUT_S = 0.2
 
 # read once, when a maths library is loaded; one thread per process, because the processes are the parallelism
-_THREAD_VARIABLES = (
+THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -93,7 +93,7 @@ def cause_of_death(exitcode: int | None) -> str:
 @contextlib.contextmanager
 def _one_thread_each() -> Iterator[None]:
     """The environment that processes inherit: one thread for each maths library."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     os.environ.update(dict.fromkeys(before, "1"))
     try:
         yield
@@ -125,7 +125,7 @@ def _signals_held() -> Iterator[None]:
 def settle() -> None:
     """What a process does first: leave signals to its parent, compute on one thread, die when the parent does."""
     _leave_signals_to_the_parent()
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))  # again, for what a fork server hands down
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # again, for what a fork server hands down
     faulthandler.enable()  # a segfault in an env then says where
     if _STACK_SIGNAL is not None:
         faulthandler.register(_STACK_SIGNAL)  # and the parent asks where one hangs before it kills it

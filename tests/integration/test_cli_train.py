@@ -123,9 +123,9 @@ def fragile(tmp_path):
     return tmp_path, overrides, {"PYTHONPATH": f"{environment()['PYTHONPATH']}:{tmp_path}"}
 
 
-def test_a_job_that_fails_does_not_stop_the_sweep(fragile):
+def test_a_job_that_fails_does_not_stop_a_serial_sweep(fragile):
     cwd, overrides, env = fragile
-    done = parl("train", "-m", *overrides, "env.kwargs.broken=true,false", cwd=cwd, env=env)
+    done = parl("train", "-m", *overrides, "env.kwargs.broken=true,false", "hydra/launcher=serial", cwd=cwd, env=env)
     assert done.returncode == 1
     assert "the pole snapped" in done.stderr
     assert "1 of 2 jobs failed: job 0 (" in done.stderr.splitlines()[-1]

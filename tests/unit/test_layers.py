@@ -24,6 +24,7 @@ LEVELS = (
     ("build",),
     ("experiment", "bench"),
     ("jobs",),
+    ("sweeps",),
     ("commands",),
 )
 COMMAND_LINE = ("cli", "__main__", "_hydra")  # one room with the commands: help and completion look back at `cli`

@@ -27,3 +27,15 @@ def test_children_are_added_without_the_pages_they_share(monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_child_that_has_just_ended_counts_nothing():
     assert memory._statm(2**22 + 1) == (0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_free_memory_is_what_the_system_says_and_less_in_a_container(monkeypatch, tmp_path):
+    assert memory.free_mb() == pytest.approx(psutil.virtual_memory().available / 1e6, rel=0.2)
+    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.current").write_text("2500000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+    assert memory.free_mb() == 1.0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_mb() > 1.0

@@ -1,0 +1,240 @@
+"""The loop that runs the jobs of a sweep: a few at a time, whatever happens to each of them.
+
+A job that crashes or is killed harms no other; it is begun again, from its last checkpoint, a few times. The ledger is
+written before a job starts and after it ended, so a killed scheduler knows what is done.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Protocol
+
+from parl_cli.errors import CheckpointError
+from parl_cli.metrics.memory import free_mb
+from parl_cli.metrics.tracker import Tracker
+from parl_cli.sweeps.ledger import Job, Ledger, State
+from parl_cli.sweeps.process import STOP_WITHIN_S, cause_of_death
+from parl_cli.sweeps.tail import Tail
+from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, read_file
+
+POLL_S = 0.1
+
+
+class Process(Protocol):
+    """A job that was started somewhere; see `process.JobProcess`."""
+
+    def poll(self) -> int | None:
+        """The exit code, −n for signal n; None while it runs."""
+
+    def stop(self) -> None:
+        """Ask it to save and end."""
+
+    def kill(self) -> None:
+        """End it at once."""
+
+
+class Plan:
+    """What a sweep does besides running the jobs it has. A grid does nothing: its jobs are all there."""
+
+    def more(self) -> Job | None:
+        """Another job, added to the ledger; None if there is none, for now."""
+        return None
+
+    def behind(self, job: Job) -> str:
+        """Why a running job, which has new metrics, is to be stopped; empty: it is not."""
+        return ""
+
+    def ended(self, job: Job) -> None:
+        """The job is done, pruned or failed for good."""
+
+
+class Display(Protocol):
+    """Shows a sweep to a person; see `display`."""
+
+    def started(self, job: Job) -> None:
+        """The job runs."""
+
+    def ended(self, job: Job) -> None:
+        """It does not any more; `job.state` says why."""
+
+    def refresh(self, running: Mapping[int, Running]) -> None:
+        """Time has passed."""
+
+
+@dataclass
+class Running:
+    """A job's process, and what is known of how far it is."""
+
+    job: Job
+    process: Process
+    tail: Tail
+    tracker: Tracker
+    began: float = field(default_factory=time.monotonic)
+    memory_mb: float = 0.0  # of its metrics; 0: it has not told yet
+    behind: str = ""  # why it was asked to stop for good
+
+
+class Scheduler:
+    """Runs a ledger's jobs.
+
+    Args:
+        ledger: the sweep; held by the caller.
+        start: starts a job's process.
+        num_jobs: how many run at once.
+        display: is told what happens.
+        plan: adds jobs and stops them; see `Plan`.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        start: Callable[[Job], Process],
+        num_jobs: int,
+        display: Display,
+        plan: Plan | None = None,
+    ) -> None:
+        self.ledger = ledger
+        self.options = ledger.options
+        self.start = start
+        self.num_jobs = num_jobs
+        self.display = display
+        self.plan = plan or Plan()
+        self.running: dict[int, Running] = {}
+        self._failures: dict[int, int] = {}  # since this scheduler began
+        self._waiting = ledger.of_state(State.WAITING)
+        self._memory_mb = 0.0  # of the largest job so far
+
+    def run(self) -> int | None:
+        """Run until nothing is left to do, or Ctrl-C or SIGTERM; the signal's number then, and all jobs have saved."""
+        with _Signals() as signals:
+            try:
+                while signals.number is None and (self._fill() or self.running):
+                    time.sleep(POLL_S)
+                    self._look()
+                self._stop_all(signals)
+            finally:
+                for running in self.running.values():
+                    running.process.kill()
+        return signals.number
+
+    def _fill(self) -> bool:
+        """Start jobs while there is room; whether one was started."""
+        started = False
+        while len(self.running) < self.num_jobs and self._memory_allows():
+            job = self._waiting.pop(0) if self._waiting else self.plan.more()
+            if job is None:
+                break
+            self._start(job)
+            started = True
+        return started
+
+    def _memory_allows(self) -> bool:
+        """Whether there is memory for one more, and for those that have started but taken none yet."""
+        expected = self._memory_mb or self.options.job_memory_mb
+        silent = sum(not running.memory_mb for running in self.running.values())
+        return not self.running or free_mb() > expected * (silent + 1)
+
+    def _start(self, job: Job) -> None:
+        folder = self.ledger.folder(job)
+        (folder / "result.json").unlink(missing_ok=True)
+        job.state, job.reason, job.attempts, job.result = State.RUNNING, "", job.attempts + 1, {}
+        self.ledger.save()
+        tracker = Tracker(job.total_steps)
+        self.running[job.number] = Running(job, self.start(job), Tail(folder / "metrics.jsonl"), tracker)
+        self.display.started(job)
+
+    def _look(self) -> None:
+        """See how far everything is."""
+        for running in list(self.running.values()):
+            # asked first: what a job wrote before it ended is read then
+            code = running.process.poll()
+            self._read(running)
+            if code is not None:
+                del self.running[running.job.number]
+                running.process.stop()
+                self._ended(running, code)
+        self.display.refresh(self.running)
+
+    def _read(self, running: Running) -> None:
+        rows = running.tail.rows()
+        for row in rows:
+            running.tracker.update(row)
+        running.memory_mb = max(running.memory_mb, running.tracker.row.get("memory/rss_mb", 0.0))
+        self._memory_mb = max(self._memory_mb, running.memory_mb)
+        if rows and not running.behind:
+            running.behind = self.plan.behind(running.job)
+            if running.behind:
+                running.process.stop()
+
+    def _ended(self, running: Running, code: int, stopping: bool = False) -> None:
+        job, result = running.job, self._result(running.job)
+        job.result = result
+        status = str(result.pop("status", ""))
+        job.reason = " ".join(str(result.pop("error", "")).split()) or cause_of_death(code)
+        if code == 0 and status == "finished":
+            job.state, job.reason = State.DONE, ""
+        elif running.behind and status == "interrupted":
+            job.state, job.reason = State.PRUNED, running.behind
+        elif stopping or status == "interrupted":
+            job.state, job.reason = State.INTERRUPTED, ""
+        elif code != 2 and self._failures.get(job.number, 0) < self.options.retries:
+            self._failures[job.number] = self._failures.get(job.number, 0) + 1
+            job.state = State.WAITING
+            self._waiting.append(job)
+        else:
+            job.state = State.FAILED
+        self.ledger.save()
+        self.display.ended(job)
+        if job.state in (State.DONE, State.PRUNED, State.FAILED):
+            self.plan.ended(job)
+
+    def _result(self, job: Job) -> dict[str, Any]:
+        """What result.json says; nothing if the job could not write it."""
+        file = self.ledger.folder(job) / "result.json"
+        try:
+            return parse_json(file, read_file(file, MAX_JSON_BYTES))
+        except CheckpointError:
+            return {}
+
+    def _stop_all(self, signals: _Signals) -> None:
+        """Ask what runs to save, and wait for it; a second Ctrl-C does not wait."""
+        for running in self.running.values():
+            running.process.stop()
+        deadline = time.monotonic() + STOP_WITHIN_S + 5.0
+        while self.running:
+            if signals.impatient or time.monotonic() > deadline:
+                for running in self.running.values():
+                    running.process.kill()
+            time.sleep(POLL_S)
+            for running in list(self.running.values()):
+                code = running.process.poll()
+                if code is not None:
+                    del self.running[running.job.number]
+                    self._ended(running, code, stopping=True)
+            self.display.refresh(self.running)
+
+
+class _Signals:
+    """Ctrl-C and SIGTERM as a flag, for the length of the block; not outside the main thread."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self.impatient = False  # a second Ctrl-C
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.impatient = self.number is not None and number == signal.SIGINT
+        self.number = self.number or number

@@ -1,0 +1,132 @@
+"""Sweeps of real trainings in real processes: crashed, killed, interrupted, and gone on with."""
+
+import json
+import os
+import signal
+import time
+
+import psutil
+
+from tests.helpers.cli import TINY, parl
+from tests.helpers.runs import Parl, policy_hash, tree
+
+PLUGIN = """
+import os, signal
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Fragile(CartPoleEnv):
+    def __init__(self, mode="fine", **kwargs):
+        super().__init__(**kwargs)
+        self.mode, self.steps = mode, 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps > 20 and self.mode == "raise":
+            raise RuntimeError("the pole snapped")
+        if self.steps > 20 and self.mode == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+gymnasium.register("Fragile-v0", Fragile, max_episode_steps=500)
+"""
+
+JOB = ("env=cartpole", "name=s", *TINY, "total_steps=96")  # three updates
+LONG = ("total_steps=1000000", "checkpoint.every_steps=320")
+
+
+def sweep_json(folder):
+    return json.loads((folder / "sweep.json").read_text())
+
+
+def states(folder):
+    if not (folder / "sweep.json").exists():
+        return []
+    return [job["state"] for job in sweep_json(folder)["jobs"]]
+
+
+def children_of(sweep):
+    """The processes of a sweep's jobs."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if "parl_cli.sweeps.child" in (words := process.info["cmdline"] or []) and str(sweep) in " ".join(words):
+            found.append(process)
+    return found
+
+
+def wait_until(condition, timeout_s=60):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_job_that_raises_and_one_that_is_killed_leave_the_others_alone(tmp_path):
+    (tmp_path / "fragile.py").write_text(PLUGIN)
+    job = ("env=gym", "env.id=Fragile-v0", "plugins=[fragile]", "name=s", *TINY)
+    sweep = tmp_path / "sweep"
+    args = ("env.kwargs.mode=raise,kill,fine", "sweep.retries=0", "sweep.num_jobs=2", "hydra.sweep.dir=sweep")
+    done = parl("train", "-m", *job, *args, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert states(sweep) == ["failed", "failed", "done"]
+    assert "job 0 (env.kwargs.mode=raise) failed: env 0 " in done.stdout
+    assert "the pole snapped" in done.stdout
+    assert "job 1 (env.kwargs.mode=kill) failed: was killed by SIGKILL" in done.stdout
+    assert "2 of 3 jobs failed: job 0 (" in done.stderr.splitlines()[-1]
+    assert "fragile.py" in (sweep / "0" / "console.log").read_text()  # the env's own traceback
+    assert json.loads((sweep / "2" / "result.json").read_text())["env_steps"] == 64
+
+    before = tree(sweep / "2")
+    assert "plugins=[fragile]" in parl("resume", "run=sweep", cwd=tmp_path).stderr  # asked for, not imported
+    again = parl("resume", "run=sweep", "plugins=[fragile]", cwd=tmp_path)
+    assert again.returncode == 1
+    assert states(sweep) == ["failed", "failed", "done"]
+    assert [job["attempts"] for job in sweep_json(sweep)["jobs"]] == [2, 2, 1]
+    assert tree(sweep / "2") == before
+
+
+def test_a_killed_sweep_goes_on_and_repeats_nothing(tmp_path):
+    overrides = ("seed=1,2,3", "sweep.num_jobs=2", "hydra.sweep.dir=sweep", "checkpoint.every_steps=320")
+    steps = "total_steps=2560"
+    sweep = tmp_path / "sweep"
+    with Parl("train", "-m", *JOB, steps, *overrides, cwd=tmp_path) as child:
+        child.wait_for(lambda: "done" in states(sweep))
+        child.wait_for_rows(sweep / "2", 20)
+        child.process.kill()
+        child.process.wait()
+    wait_until(lambda: not children_of(sweep))  # no orphans; what ran has saved
+    left = sweep_json(sweep)["jobs"]
+    was_done = [job["number"] for job in left if job["state"] == "done"]
+    assert 1 <= len(was_done) <= 2
+    before = {number: tree(sweep / str(number)) for number in was_done}
+
+    done = parl("resume", "run=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{3 - len(was_done)} of 3 jobs to run" in done.stdout
+    assert states(sweep) == ["done"] * 3
+    assert {number: tree(sweep / str(number)) for number in was_done} == before
+    assert json.loads((sweep / "2" / "run.json").read_text())["resumed_at"][0] > 0  # not from its beginning
+
+    # it is what one run without interruption trains, to the bit
+    assert parl("train", *JOB, steps, "seed=3", "hydra.run.dir=alone", cwd=tmp_path).returncode == 0
+    assert policy_hash(sweep / "2") == policy_hash(tmp_path / "alone")
+
+    nothing = parl("resume", "run=sweep", cwd=tmp_path)
+    assert nothing.returncode == 0
+    assert "started" not in nothing.stdout
+
+
+def test_an_interrupted_sweep_saves_what_runs(tmp_path):
+    sweep = tmp_path / "sweep"
+    options = ("sweep.num_jobs=1", "hydra.sweep.dir=sweep", "seed=1,2")
+    with Parl("train", "-m", *JOB, *LONG, *options, cwd=tmp_path) as child:
+        child.wait_for_rows(sweep / "0", 3)
+        os.killpg(child.process.pid, signal.SIGINT)  # as a terminal does
+        returncode, out, err = child.end()
+    assert returncode == 130, out + err
+    assert "Traceback" not in out + err
+    assert "go on with parl resume run=sweep" in out
+    assert states(sweep) == ["interrupted", "waiting"]
+    assert not children_of(sweep)
+    assert json.loads((sweep / "0" / "run.json").read_text())["status"] == "interrupted"
+    assert "interrupted" in (sweep / "0" / "console.log").read_text()

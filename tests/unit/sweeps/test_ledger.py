@@ -1,0 +1,116 @@
+import json
+import os
+
+import pytest
+
+from parl_cli.errors import CheckpointError, ConfigError
+from parl_cli.sweeps import ledger as ledger_module
+from parl_cli.sweeps.ledger import State, is_below, is_sweep, read, write_json
+from parl_cli.sweeps.options import Objective, SearchConfig, SweepConfig
+from tests.helpers.runs import edit_json
+from tests.helpers.sweeps import CONFIG, new_ledger
+
+
+def test_what_is_saved_is_what_is_read(tmp_path):
+    ledger = new_ledger(tmp_path, ["seed=1", "seed=2"], num_jobs=3)
+    ledger.jobs[1].state, ledger.jobs[1].result = State.DONE, {"return_mean": 9.5}
+    ledger.plugins, ledger.launcher = ["my.plugin"], {"name": "slurm", "partition": "gpu"}
+    ledger.save()
+    assert is_sweep(tmp_path)
+    assert read(str(tmp_path)) == ledger
+
+
+def test_a_search_keeps_its_objectives(tmp_path):
+    ledger = new_ledger(tmp_path, [])
+    ledger.options = SearchConfig(objectives=[Objective(take="last")], space={"algo.gamma": "interval(0,1)"})
+    ledger.save()
+    assert read(str(tmp_path)).options == ledger.options
+
+
+def test_a_job_knows_what_it_is(tmp_path):
+    new_ledger(tmp_path, ["seed=1"])
+    assert json.loads((tmp_path / "0" / "job.json").read_text()) == {
+        "argv": ["parl", "train", "seed=1"],
+        "config": CONFIG,
+    }
+
+
+def test_labels_leave_out_what_all_jobs_share(tmp_path):
+    ledger = new_ledger(tmp_path, ["seed=1", "seed=2"])
+    for job in ledger.jobs:
+        job.overrides.insert(0, "env=cartpole")
+    assert ledger.labels() == ["seed=1", "seed=2"]
+    del ledger.jobs[1]
+    assert ledger.labels() == ["env=cartpole seed=1"]
+    ledger.jobs.clear()
+    assert ledger.labels() == []
+
+
+def test_only_one_process_runs_a_sweep(tmp_path):
+    ledger = new_ledger(tmp_path, ["seed=1"])
+    with ledger.held(), pytest.raises(ConfigError, match="another process runs this sweep"), ledger.held():
+        pass
+    with ledger.held():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda values: values.pop("jobs"), "KeyError"),
+        (lambda values: values.update(format=99), "format 99"),
+        (lambda values: values["jobs"][0].update(state="lost"), "lost"),
+        (lambda values: values["jobs"][0].update(attempts="many"), "attempts of job 0"),
+        (lambda values: values["jobs"][0].update(number=1), "job 1"),
+        (lambda values: values["jobs"][0].update(extra=1), "extra"),
+        (lambda values: values["jobs"][0].update(folder="../0"), "../0"),
+        (lambda values: values["jobs"][0].update(folder="/tmp"), "/tmp"),
+        (lambda values: values["jobs"][0].update(folder="."), "damaged"),
+        (lambda values: values["jobs"][0].update(folder="out"), "out"),
+        (lambda values: values["jobs"][0].update(overrides=["\x1b[2J"]), "damaged"),
+        (lambda values: values["options"].update(num_jobs=-1), "num_jobs"),
+        (lambda values: values.update(base={"config": {"a": "${oc.env:HOME}"}}), "interpolation"),
+    ],
+)
+def test_a_damaged_or_hostile_ledger_is_refused_in_one_line(tmp_path, change, words):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    new_ledger(sweep, ["seed=1"])
+    os.symlink(tmp_path / "elsewhere", sweep / "out")
+    edit_json(sweep / "sweep.json", change)
+    with pytest.raises(CheckpointError) as caught:
+        read(str(sweep))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_what_is_no_json_is_refused(tmp_path):
+    (tmp_path / "sweep.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"sweep\.json is not a JSON object"):
+        read(str(tmp_path))
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    file = tmp_path / "x.json"
+    write_json(file, {"a": 1})
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ledger_module.os, "fsync", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        write_json(file, {"a": 2})
+    assert json.loads(file.read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("folder", "below"), [("0", True), ("a/b", True), ("", False), (".", False), ("a/../b", False), ("/a", False)]
+)
+def test_folders_below(folder, below):
+    assert is_below(folder) is below
+
+
+def test_default_options_are_those_of_a_grid():
+    assert SweepConfig() == SweepConfig(num_jobs=None, retries=1, job_memory_mb=500)
