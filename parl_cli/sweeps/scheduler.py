@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from parl_cli.errors import CheckpointError
 from parl_cli.metrics.memory import free_mb
+from parl_cli.metrics.tail import Tail
 from parl_cli.metrics.tracker import Tracker
 from parl_cli.sweeps.ledger import Job, Ledger, State
 from parl_cli.sweeps.process import STOP_WITHIN_S, cause_of_death
-from parl_cli.sweeps.tail import Tail
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, read_file
 
 POLL_S = 0.1

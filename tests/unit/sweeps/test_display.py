@@ -4,12 +4,12 @@ import pytest
 from rich.console import Console
 
 from parl_cli.metrics import console as shared
+from parl_cli.metrics.tail import Tail
 from parl_cli.metrics.tracker import Tracker
 from parl_cli.sweeps.display import SweepLines, SweepTable, make_display, overview
 from parl_cli.sweeps.ledger import State
 from parl_cli.sweeps.scheduler import Running
 from parl_cli.sweeps.summary import group_rows, job_rows, print_summary
-from parl_cli.sweeps.tail import Tail
 from tests.helpers.sweeps import FakeProcess, new_ledger
 
 

@@ -1,4 +1,4 @@
-from parl_cli.sweeps.tail import Tail
+from parl_cli.metrics.tail import Tail
 
 
 def test_rows_come_once_whole_and_in_order(tmp_path):
@@ -20,8 +20,11 @@ def test_a_file_that_was_cut_goes_on_at_its_new_end(tmp_path):
     file.write_text('{"a": 1}\n{"a": 2}\n')
     tail = Tail(file)
     tail.rows()
+    assert not tail.was_cut
     file.write_text('{"a": 1}\n')
     assert tail.rows() == []
+    assert tail.was_cut
     with file.open("a") as out:
         out.write('{"a": 5}\n')
     assert tail.rows() == [{"a": 5}]
+    assert not tail.was_cut

@@ -13,10 +13,14 @@ class Tail:
 
     Args:
         path: the file; it may not be there yet, and may be cut back by a resume.
+
+    Attributes:
+        was_cut: the last call found the file shorter than the one before had left it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.was_cut = False
         self._offset = 0
 
     def rows(self) -> list[Metrics]:
@@ -24,6 +28,7 @@ class Tail:
         try:
             with self.path.open("rb") as file:
                 size = file.seek(0, 2)
+                self.was_cut = size < self._offset
                 self._offset = file.seek(min(self._offset, size))
                 data = file.read()
         except OSError:
