@@ -28,6 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from parl_cli import errors
 from parl_cli.actors.slots import Status
@@ -64,6 +65,7 @@ class Ticket:
     actor: Running
     slot: int
     version: int = -1  # of the weights at its beginning
+    void: bool = False  # nobody wants it any more
     rollout: Rollout | None = None  # the fragment, once it is finished
 
 
@@ -173,6 +175,10 @@ class AsyncActors:
         """Put new weights where actors find them."""
         raise NotImplementedError
 
+    def _newest(self) -> dict[str, Tensor]:
+        """The weights that were published last."""
+        raise NotImplementedError
+
     def _rollout(self, actor: Any, filled: Filled) -> Rollout:
         """The rollout that was filled; it may be a view, valid until the slot's next ticket."""
         raise NotImplementedError
@@ -185,6 +191,8 @@ class AsyncActors:
 
     def publish(self, snapshot: Snapshot) -> None:
         """Give actors new weights, and tickets for what may be acted with them; the first ones start them."""
+        if self._actors and snapshot.version == self._version and not self._is_newest(snapshot):
+            self._forget_rollouts()  # the weights were set by hand: as if nobody had acted with the old ones
         self._publish(snapshot)
         self._version = snapshot.version
         self._learning.clear()
@@ -201,6 +209,7 @@ class AsyncActors:
         self._per_update = n
         self._hand_out()
         self._take_in(0.0)
+        self._look_for_hangs()  # a learner that never waits must learn of it too
         self._depths.append(len(self._queue))
         return [self._next() for _ in range(n)]
 
@@ -261,6 +270,8 @@ class AsyncActors:
 
     def _hand_out(self) -> None:
         """Tickets for as many fragments as may be under way, waiting, or learned from at this version."""
+        if not all(actor.ready or actor.incarnation for actor in self._actors):
+            return  # or the first updates would see only the envs of those who started fastest
         allowed = (self.max_policy_lag + 1) * self.num_actors * self._per_update
         while len(self._done()) + sum(len(actor.owed) for actor in self._actors) < allowed:
             able = [actor for actor in self._actors if actor.free and self._may_go_on(actor)]
@@ -291,7 +302,7 @@ class AsyncActors:
                 continue
             ticket = min(self._queue, key=lambda ticket: ticket.number)
             self._queue.remove(ticket)
-            if ticket.version < self._version - self.max_policy_lag:
+            if ticket.void or ticket.version < self._version - self.max_policy_lag:
                 self._drop(ticket)
             else:
                 chosen.append(ticket)
@@ -307,6 +318,13 @@ class AsyncActors:
         self._hand_out()  # an update may want more rollouts than there are slots
         return rollout
 
+    def _is_newest(self, snapshot: Snapshot) -> bool:
+        return all(torch.equal(snapshot.weights[name].to(w.device), w) for name, w in self._newest().items())
+
+    def _forget_rollouts(self) -> None:
+        for ticket in [*self._queue, *(ticket for actor in self._actors for ticket in actor.owed)]:
+            ticket.void = True
+
     def _drop(self, ticket: Ticket) -> None:
         assert ticket.rollout is not None
         self._unsaid_steps += ticket.rollout.num_env_steps + ticket.rollout.dropped_steps
@@ -321,7 +339,7 @@ class AsyncActors:
 
     def _wait(self) -> None:
         """Wait for some actor, for as long as every one of them may still be working."""
-        busy = [actor for actor in self._actors if actor.owed]
+        busy = [actor for actor in self._actors if actor.owed or not actor.ready]
         if not busy:
             raise ParlError(
                 f"get without publish: with max_policy_lag={self.max_policy_lag} nothing more may be acted before new "
@@ -342,6 +360,7 @@ class AsyncActors:
             elif isinstance(said, Ready):
                 actor.ready = True
                 actor.seen = (0, time.monotonic())
+                self._hand_out()
             else:
                 self._replace(actor, said)
 
@@ -384,7 +403,7 @@ class AsyncActors:
             for actor in self._actors:
                 actor.seen = (int(actor.status.steps[0]), now)
             return
-        for actor in [actor for actor in self._actors if actor.owed]:
+        for actor in [actor for actor in self._actors if actor.owed or not actor.ready]:
             steps, since = actor.seen
             if actor.status.steps[0] != steps:
                 actor.seen = (int(actor.status.steps[0]), now)

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 import cloudpickle
 import numpy as np
+from torch import Tensor
 
 from parl_cli.actors import worker
 from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig, Running
@@ -147,6 +148,9 @@ class ProcessActors(AsyncActors):
 
     def _publish(self, snapshot: Snapshot) -> None:
         self._writer.publish(snapshot)
+
+    def _newest(self) -> dict[str, Tensor]:
+        return self._writer.newest()
 
     def _rollout(self, actor: _Process, filled: Filled) -> Rollout:
         return as_rollout(actor.slots[filled.slot], filled.num_finals, filled.episodes)

@@ -130,6 +130,9 @@ class ThreadActors(AsyncActors):
     def _publish(self, snapshot: Snapshot) -> None:
         self._weights.publish(snapshot)
 
+    def _newest(self) -> dict[str, Tensor]:
+        return self._weights.newest[1]
+
     def _rollout(self, actor: _Thread, filled: Filled) -> Rollout:
         assert filled.rollout is not None
         return filled.rollout

@@ -75,6 +75,10 @@ class WeightsWriter:
         _fence()
         shared.newest[0] = number
 
+    def newest(self) -> dict[str, Tensor]:
+        """What was published last; a view that the next but one publication overwrites."""
+        return self._tensors[int(self._shared.newest[0]) % 2]
+
 
 class WeightsReader:
     """An actor's end."""

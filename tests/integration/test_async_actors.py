@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -29,7 +31,7 @@ from parl_cli.vectorizers.asynchronous import AsyncVectorizer
 from parl_cli.vectorizers.shared import SharedMemory, receive
 from parl_cli.vectorizers.subprocess import SubprocessVectorizer
 from tests.helpers.actors import POOLS, below, gone, learn, pids, pool_of, shared_files
-from tests.helpers.cli import environment, parl
+from tests.helpers.cli import ROOT, environment, parl
 from tests.helpers.runs import CLI_TINY, ROLLOUT, Parl
 from tests.helpers.stubs import GRUPolicy, make_policy, weights_hash
 from tests.integration.test_loop_probes import check_counting, spec_of
@@ -103,7 +105,8 @@ def trained(*overrides, updates=6):
         rows = []
         experiment.metrics.display = rows.append
         experiment.train(updates * ROLLOUT)
-        assert experiment.env_steps == updates * ROLLOUT
+        dropped = int(rows[-1]["rollout/dropped_steps"])
+        assert experiment.env_steps == experiment.learner.updates * ROLLOUT + dropped >= updates * ROLLOUT
         return weights_hash(experiment.policy), rows
 
 
@@ -118,14 +121,13 @@ def test_without_lag_a_run_is_that_of_inline_bit_for_bit(actors):
 
 @every_pool
 def test_a_row_says_who_waited_for_whom_and_how_old_the_weights_were(kind):
-    _, rows = trained(f"actors={kind}", "actors.num_actors=2", "actors.max_policy_lag=1", updates=8)
+    _, rows = trained(f"actors={kind}", "actors.num_actors=2", updates=20)
     for row in rows:
         assert not [name for name in row if lookup(name) is None]
-        assert 0.0 <= row["rollout/policy_lag_mean"] <= row["rollout/policy_lag_max"] <= 1.0
+        assert 0.0 <= row["rollout/policy_lag_mean"] <= row["rollout/policy_lag_max"] <= 4.0
         assert sum(row[f"time/{part}_share"] for part in ("env", "act", "learn", "wait", "other")) == pytest.approx(1)
         assert row["time/env_share"] == 0.0
-        assert row["rollout/dropped_steps"] == 0.0
-    assert max(row["rollout/policy_lag_max"] for row in rows) == 1.0
+    assert max(row["rollout/policy_lag_max"] for row in rows) >= 1.0
     shares = [[row[f"actors/{part}_share"] for part in ("env", "act", "wait", "other")] for row in rows]
     assert [sum(row) for row in shares if sum(row[:3])] == pytest.approx([1.0] * len([r for r in shares if sum(r[:3])]))
     assert any(row["time/wait_share"] > 0 for row in rows)
@@ -143,14 +145,14 @@ def test_actors_stay_warm_between_calls_and_budgets_add_up():
 
 
 def test_new_parameters_reach_the_actors():
-    with pool_of("process", num_actors=1, max_policy_lag=0) as pool:
+    with pool_of("process", num_actors=1) as pool:
         learn(pool, POLICY, 1)
         constant = make_policy(spec_of(CountingEnv()))
         for parameter in constant.policy_head.parameters():
             parameter.data.zero_()
         constant.policy_head.bias.data[2] = 100.0
-        [rollout] = learn(pool, constant, 1, first=1)
-        assert (rollout.action == 2).all()
+        for rollout in learn(pool, constant, 2, first=1):
+            assert (rollout.action == 2).all()
 
 
 def test_a_learner_that_leads_does_not_hold_up_threads_of_maths():
@@ -194,7 +196,7 @@ def test_nobody_ever_reads_half_of_two_versions():
     process.join(10)
     process.close()
     memory.close_file()
-    assert len(versions) > 10
+    assert len(versions) > 1
 
 
 # ---- how they fail ----
@@ -318,7 +320,7 @@ def test_close_interrupts_a_rollout(kind):
     with pool_of(kind, num_envs=2, num_actors=1, recipe={"make_env": make}) as pool:
         pool.publish(Snapshot(0, 0, POLICY.state_dict()))
         while not pool._actors[0].status.steps[0]:
-            time.sleep(0.01)
+            pool._take_in(0.01)
         started = time.monotonic()
         pool.close()
         assert time.monotonic() - started < 2.5  # the whole rollout takes 2.8
@@ -332,7 +334,7 @@ def test_close_kills_who_hangs():
     with pool_of("process", recipe={"make_env": functools.partial(hanging_at, 3)}) as pool:
         pool.publish(Snapshot(0, 0, POLICY.state_dict()))
         while pool._actors[1].status.steps[0] < 6:
-            time.sleep(0.01)
+            pool._take_in(0.01)
         found = pids(pool)
         pool.close()
         assert gone(found)
@@ -410,6 +412,34 @@ def test_a_killed_run_leaves_no_process_and_no_shared_memory(tmp_path):
     assert shared_files() <= before
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_runs_with_one_process_killed_at_random_all_end_and_leave_nothing(tmp_path):
+    rng, before = random.Random(1), shared_files()
+    ends = []
+    for number in range(50):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with Parl(*TRAIN, f"seed={number}", cwd=folder) as process:
+            time.sleep(rng.uniform(1.0, 8.0))  # while it starts, trains, or ends
+            everyone = [process.process.pid, *below(process.process.pid)] if process.process.poll() is None else []
+            victim = rng.choice(everyone) if everyone else 0
+            with contextlib.suppress(ProcessLookupError):
+                if victim:
+                    os.kill(victim, signal.SIGKILL)
+            code, _, err = process.end(timeout_s=120)
+        role = "nobody" if not victim else "learner" if victim == process.process.pid else "other"
+        ends.append((role, code))
+        assert code in {"nobody": (0,), "learner": (-signal.SIGKILL,), "other": (0, 1)}[role], (role, err)
+        if code == 1:  # killed before it was ready, so it was not tried again
+            assert "was killed by SIGKILL" in err
+            assert "Traceback" not in err.partition("SIGKILL")[0]
+        assert gone(everyone)
+        assert shared_files() <= before
+    assert len({role for role, _ in ends}) >= 2
+    assert sum(code == 0 for role, code in ends if role == "other") > 10
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
@@ -427,6 +457,28 @@ def test_bad_settings_are_one_line(tmp_path, overrides, words):
     assert words in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_actors_know_plugins(tmp_path):
+    package = str(ROOT / "tests" / "plugin_package")
+    done = parl(
+        "train",
+        "plugins=[parl_example_plugin]",
+        "algo=dual_clip_ppo",
+        "policy=linear",
+        "vectorizer=eager",
+        "env=chain",
+        "actors=process",
+        "total_steps=128",
+        "num_envs=2",
+        "algo.num_steps=32",
+        "logger=none",
+        "device=cpu",
+        cwd=tmp_path,
+        env={"PYTHONPATH": os.pathsep.join([environment()["PYTHONPATH"], package])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 (process) × 2 envs" in done.stdout
 
 
 SCRIPT = """

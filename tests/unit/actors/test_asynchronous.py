@@ -54,6 +54,7 @@ class ScriptedActors(AsyncActors):
         self.said = deque()
         self.work = self.everybody_works
         self.published = []
+        self.weights = {}
         self.buried = []
         self.abandoned = []
 
@@ -111,6 +112,10 @@ class ScriptedActors(AsyncActors):
 
     def _publish(self, snapshot):
         self.published.append(snapshot.version)
+        self.weights = dict(snapshot.weights)
+
+    def _newest(self):
+        return self.weights
 
     def _rollout(self, actor, filled):
         return filled.rollout
@@ -122,8 +127,15 @@ class ScriptedActors(AsyncActors):
         return [len(actor.told) for actor in self._actors]
 
 
-def publish(pool, version):
-    pool.publish(Snapshot(version, 0, {}))
+def publish(pool, version, weight=0.0):
+    pool.publish(Snapshot(version, 0, {"w": torch.tensor(weight)}))
+    pool._take_in(0.0)  # those who have just been started say that they are ready
+
+
+def unready(pool):
+    """A pool whose actors were started and have not said a word."""
+    pool.publish(Snapshot(0, 0, {}))
+    pool.said.clear()
 
 
 def learn(pool, updates, n=1, first=0):
@@ -185,6 +197,28 @@ def test_tickets_go_to_those_who_are_done_and_nobody_waits_for_the_slowest():
     pool.work = lambda: [pool.finish(1) for _ in list(pool._actors[1].told)]
     for rollouts in learn(pool, 4):
         assert rollouts[0].env_id.tolist() == [2, 3, 2, 3]
+
+
+def test_nobody_begins_before_all_are_ready():
+    pool = ScriptedActors(max_policy_lag=0)
+    unready(pool)
+    pool.say(0, Ready())
+    pool._take_in(0.0)
+    assert pool.tickets() == [0, 0]
+    pool.say(1, Ready())
+    pool._take_in(0.0)
+    assert pool.tickets() == [1, 1]
+
+
+@pytest.mark.parametrize(("weight", "dropped"), [(0.0, 0), (1.0, 4 * T * SHARE)])
+def test_what_was_acted_before_weights_were_set_by_hand_is_dropped(weight, dropped):
+    pool = ScriptedActors(max_policy_lag=1)
+    publish(pool, 0)
+    pool.finish(0)
+    pool._take_in(0.0)
+    publish(pool, 0, weight)  # as at the beginning of every call of `train`
+    [rollout] = pool.get(1)
+    assert rollout.dropped_steps == dropped
 
 
 def test_publishing_twice_gives_no_more_tickets():
@@ -331,8 +365,7 @@ def test_beyond_the_budget_the_error_is_raised(kind):
 @pytest.mark.parametrize("name", ["ConfigError", "EnvError"])
 def test_an_actor_that_never_was_ready_is_not_tried_again(name):
     pool = ScriptedActors()
-    publish(pool, 0)
-    pool.said.clear()
+    unready(pool)
     pool.say(0, Failed(name, "env 0 could not be made"))
     with pytest.raises(ParlError, match="could not be made"):
         pool.get(1)
@@ -411,10 +444,22 @@ def test_one_that_hangs_while_others_work_is_given_up_too(clock):
     assert {actor.index for actor in pool.abandoned} == {0}
 
 
+def test_one_that_hangs_is_noticed_by_a_learner_that_never_waits(clock):
+    pool = ScriptedActors(num_actors=3, max_policy_lag=9, step_timeout_s=10)
+    publish(pool, 0)
+    for version in range(1, 4):
+        clock.now += 6
+        for index in (1, 1, 2, 2):
+            if pool._actors[index].told:
+                pool.finish(index)
+        pool.get(1)
+        publish(pool, version)
+    assert {actor.index for actor in pool.abandoned} == {0}
+
+
 def test_starting_has_a_limit_of_its_own(clock):
     pool = ScriptedActors(num_actors=1, start_timeout_s=30, step_timeout_s=10)
-    publish(pool, 0)
-    pool.said.clear()
+    unready(pool)
     times = []
 
     def work():
