@@ -28,6 +28,8 @@ from parl_cli.vectorizers.auto import choose
 from parl_cli.vectorizers.calls import available_cores
 from parl_cli.vectorizers.serial import SerialVectorizer
 
+MIN_ENVS_PER_ACTOR = 8  # where nobody says how many actors there shall be
+
 
 def validate(values: Mapping[str, Any]) -> TrainConfig:
     """A whole training config, checked against its env, its algorithm and this machine. Writes nothing.
@@ -120,8 +122,9 @@ def _default_actors(config: TrainConfig) -> int:
     """A core for each actor but the learner's; one actor where it has workers of its own to use them."""
     if hasattr(config.vectorizer, "num_workers") or config.actors.name != "process":
         return 1
-    most = max(1, available_cores() - 1)
-    return max(n for n in range(1, min(most, config.num_envs) + 1) if config.num_envs % n == 0)
+    # choosing actions for a few envs costs hardly less than for many
+    most = min(available_cores() - 1, config.num_envs // MIN_ENVS_PER_ACTOR)
+    return max((n for n in range(1, most + 1) if config.num_envs % n == 0), default=1)
 
 
 def policy_device(config: TrainConfig) -> torch.device:

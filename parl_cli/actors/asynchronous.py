@@ -50,7 +50,9 @@ MAX_AHEAD = 1  # rollouts an actor may be ahead, whatever the lag: the queue is 
 class AsyncActorsConfig:
     """What such pools have in common."""
 
-    num_actors: int | None = option(None, "actors; null: as many as cores are left by the learner, or 1", ge=1)
+    num_actors: int | None = option(
+        None, "actors; null: a core each but the learner's, and 8 envs at least; 1 if they have workers", ge=1
+    )
     max_policy_lag: int = option(4, "updates that acting weights may be old when they are learned from", ge=0)
     max_restarts: int = option(3, "actors that may fail and be replaced, in all, before it is an error", ge=0)
     start_timeout_s: float = option(120.0, "seconds an actor may take to start and to make and reset its envs", gt=0)

@@ -6,6 +6,7 @@ import torch
 from parl_cli import build
 from parl_cli.actors.inline import LaggedActors
 from parl_cli.actors.process import ProcessActors
+from parl_cli.actors.thread import ThreadActors
 from parl_cli.config import DebugConfig, EnvConfig, LoggerConfig, to_plain
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.policies.actor_critic import ActorCritic
@@ -60,6 +61,54 @@ def test_more_workers_than_envs_are_refused():
 def test_a_vectorizer_without_workers_needs_none():
     config = train_config()
     assert build.resolve(config).vectorizer == config.vectorizer
+
+
+@pytest.mark.parametrize(
+    ("cores", "num_envs", "vectorizer", "num_actors"),
+    [
+        (1, 32, None, 1),
+        (2, 32, None, 1),
+        (4, 32, None, 2),
+        (6, 32, None, 4),
+        (99, 32, None, 4),
+        (99, 4, None, 1),
+        (8, 50, None, 5),
+        (8, 32, ThreadVectorizer.Config(), 1),
+    ],
+)
+def test_actors_are_one_per_core_but_the_learners(monkeypatch, cores, num_envs, vectorizer, num_actors):
+    monkeypatch.setattr(build, "available_cores", lambda: cores)
+    parts = {"actors": ProcessActors.Config(), "num_envs": num_envs}
+    config = build.resolve(train_config(**parts, **({"vectorizer": vectorizer} if vectorizer else {})))
+    assert config.actors.num_actors == num_actors
+
+
+def test_a_thread_acts_alone_by_default():
+    assert build.resolve(train_config(actors=ThreadActors.Config(), num_envs=32)).actors.num_actors == 1
+
+
+def test_actors_that_were_asked_for_stay_and_share_the_cores_for_workers():
+    config = train_config(actors=ProcessActors.Config(num_actors=2), vectorizer=threaded(), num_envs=8)
+    config = build.resolve(config)
+    assert (config.actors.num_actors, config.vectorizer.num_workers) == (2, 1)
+
+
+def test_more_workers_than_an_actor_has_envs_are_refused():
+    values = plain(vectorizer=threaded(3), actors=ProcessActors.Config(num_actors=2), num_envs=4)
+    assert refused(values).startswith("vectorizer.num_workers=3: at most one per env, num_envs=4 / actors.num_actors=2")
+
+
+@pytest.mark.parametrize(
+    ("actors", "words"),
+    [
+        (ProcessActors.Config(num_actors=3), "num_envs=4: must divide by actors.num_actors=3; try num_envs=6"),
+        (ProcessActors.Config(device="cuda"), "actors.device=cuda: actor processes act on the cpu"),
+        (ThreadActors.Config(device="cuda:77"), "actors.device=cuda:77: this machine has"),
+        (ThreadActors.Config(device="gpu"), "actors.device=gpu: must be auto, cpu"),
+    ],
+)
+def test_actors_that_cannot_work_are_refused(actors, words):
+    assert refused(plain(actors=actors)).startswith(words)
 
 
 def test_a_perceptron_gets_one_thread_and_a_large_network_one_per_core(monkeypatch):
