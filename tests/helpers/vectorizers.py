@@ -1,5 +1,6 @@
 """Which vectorizers a test is about."""
 
+import inspect
 from typing import Any
 
 from parl_cli import registry
@@ -18,3 +19,16 @@ def of_python_envs(*, lock_step: bool = False) -> list[str]:
         )
 
     return [name for name in registry.names("vectorizer") if fits(registry.load("vectorizer", name))]
+
+
+def constructor_keywords(cls: type) -> dict[str, Any]:
+    """Keyword -> default of everything that a vectorizer's constructor takes, also what it hands on to its base."""
+    found: dict[str, Any] = {}
+    for base in cls.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
+        found = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
