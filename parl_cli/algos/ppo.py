@@ -109,8 +109,9 @@ class PPO:
         self.optimizer = FlatAdam(
             flatten(policy), [actor, critic], learning_rate=config.learning_rate, eps=config.adam_eps
         )
-        # encoded and normalised observations are the same throughout an update
-        self._encodes_once = type(policy).evaluate is ActorCritic.evaluate
+        # what a plain actor-critic makes of observations is the same throughout an update; one-hot rows would be large
+        plain = type(policy).evaluate is ActorCritic.evaluate
+        self._encodes_once = plain and policy.encoder.classes is None
         self.learning_rate = config.learning_rate
         self.kl_penalty_coef = config.kl_penalty_coef
 

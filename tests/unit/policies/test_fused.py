@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from parl_cli.algos.flat_adam import FlatAdam
+from parl_cli.policies.actor_critic import ActorCritic
 from parl_cli.policies.fused import FUSED_ACTIVATIONS, flatten
 from tests.helpers.rollouts import ACTION_SPACES, VECTOR, observe, spec_of
 from tests.helpers.stubs import make_policy
@@ -93,6 +94,30 @@ def test_gradients_add_up_until_they_are_zeroed_whichever_way_they_came():
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-5)
     fused.fused.flat.grad.zero_()
     assert not any(p.grad.any() for p in fused.parameters())
+
+
+def test_parameters_of_other_parts_lie_behind_and_get_no_gradient():
+    policy = make_policy(spec_of(VECTOR, ACTION_SPACES["box"][0]), policy_gain=1.0)
+    policy.other = nn.Parameter(torch.ones(5))
+    flat = policy.flatten()
+    assert torch.equal(flat.data[-5:], torch.ones(5))
+    some_loss(policy, observe(VECTOR, 8)).backward()
+    assert not policy.other.grad.any()
+    assert policy.log_std.grad.all()
+
+
+def test_a_subclass_that_changes_the_parameters_is_not_fused():
+    class Colder(ActorCritic):
+        def params(self, hidden):
+            return 2.0 * super().params(hidden)
+
+    policy = make_policy(spec_of(), Colder, policy_gain=1.0)
+    policy.flatten()
+    assert policy.fused is None
+    warm = make_policy(spec_of(), policy_gain=1.0)
+    obs = observe(VECTOR, 4)
+    expected = torch.log_softmax(2.0 * warm.policy_head(warm.policy_trunk(obs)), dim=-1)
+    torch.testing.assert_close(policy.evaluate(obs)[0].log_probs, expected)
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
