@@ -1,16 +1,6 @@
-"""What pools share whose actors act while the learner learns: tickets, the queue, failures, and the figures.
+"""What pools share whose actors act while the learner learns: giving work, hearing of it, failures, and figures.
 
-Each of A actors owns num_envs / A envs. What it fills at a time, T steps of them, is a *fragment*; a rollout is A
-fragments side by side, the oldest A that are finished, whoever finished them, in the order of actors. So a rollout
-always has num_envs columns, but a fast actor may have two shares in it and a slow one none.
-
-A fragment needs a ticket. With R rollouts per update, fragment k of all (in the order of tickets) may begin once the
-weights' version ≥ ⌊k / (A·R)⌋ − max_policy_lag; it acts with the newest weights there are then. If fragments were
-finished in that order, update u would learn from fragments A·R·u to A·R·(u+1) − 1, so none would be older than
-max_policy_lag updates. One that comes later than that is dropped, and its steps are counted. Tickets go to whoever
-owes fewest rollouts: nobody waits for the slowest. But no actor is more than MAX_AHEAD rollouts ahead of the learner,
-so lags are small as long as all are equally fast. With max_policy_lag=0 each update's tickets are handed out when its
-weights are published, R to each actor, which makes the run synchronous.
+Rollouts are made of fragments, which need tickets: see `parl_cli.actors.tickets`.
 
 An actor that fails is reported and replaced, max_restarts times in all. The new one, its next *incarnation*, begins
 new episodes: seeds are not used twice.
@@ -18,11 +8,11 @@ new episodes: seeds are not used twice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, ClassVar
 
@@ -32,18 +22,16 @@ from torch import Tensor
 
 from parl_cli import errors
 from parl_cli.actors.slots import Status
+from parl_cli.actors.tickets import Running, Ticket, Tickets
 from parl_cli.actors.worker import Failed, Filled, Ready
 from parl_cli.buffers.rollouts import concatenate
 from parl_cli.config import TrainConfig, option
 from parl_cli.errors import ConfigError, EnvError, ParlError
 from parl_cli.metrics.timing import Stopwatch
-from parl_cli.types import Episode, Metrics, Rollout, Snapshot
-from parl_cli.vectorizers.calls import span, split
+from parl_cli.types import Metrics, Rollout, Snapshot
+from parl_cli.vectorizers.calls import split
 
 log = logging.getLogger(__name__)
-
-
-MAX_AHEAD = 1  # rollouts an actor may be ahead, whatever the lag: the queue is there to smooth, not to fill
 
 
 @dataclass(frozen=True)
@@ -59,38 +47,6 @@ class AsyncActorsConfig:
     step_timeout_s: float = option(120.0, "seconds an actor may take for one step of its envs", gt=0)
 
 
-@dataclass(eq=False)
-class Ticket:
-    """The right to fill one fragment, and what became of it."""
-
-    number: int  # of all
-    actor: Running
-    slot: int
-    version: int = -1  # of the weights at its beginning
-    void: bool = False  # nobody wants it any more
-    rollout: Rollout | None = None  # the fragment, once it is finished
-
-
-@dataclass(eq=False)
-class Running:
-    """One actor that lives, as its pool sees it."""
-
-    index: int
-    incarnation: int
-    envs: range
-    status: Status
-    free: list[int]  # slots that it may be given a ticket for
-    owed: deque[Ticket] = field(default_factory=deque)
-    ready: bool = False
-    delivered_steps: int = 0
-    seen: tuple[int, float] = (0, 0.0)  # its steps, and when they were seen to change
-
-    def __str__(self) -> str:
-        version = int(self.status.version[0])
-        acting = f", weights of update {version}" if version >= 0 else ""
-        return f"actor {self.index} ({span(self.envs)}, incarnation {self.incarnation}{acting})"
-
-
 class AsyncActors:
     """An actor pool whose subclass says how an actor is started, given a ticket, heard and ended.
 
@@ -100,34 +56,28 @@ class AsyncActors:
 
     Attributes:
         watch: the learner's waiting.
-        num_slots: rollouts that an actor may have begun or finished at a time.
+        restarts: actors that were replaced.
     """
 
     replayable: ClassVar[bool] = False  # an actor may be anywhere in a rollout when the run is saved
 
     def __init__(self, config: Any, num_envs: int) -> None:
         self.num_actors: int = config.num_actors
-        self.max_policy_lag: int = config.max_policy_lag
         self.max_restarts: int = config.max_restarts
         self.start_timeout_s: float = config.start_timeout_s
         self.step_timeout_s: float = config.step_timeout_s
-        self.num_slots = min(self.max_policy_lag, MAX_AHEAD) + 1
+        self.tickets = Tickets(config.num_actors, config.max_policy_lag)
         self.watch = Stopwatch()
         self.restarts = 0
+        self._shares = split(num_envs, self.num_actors)
         self._episode_numbers = np.full(num_envs, -1, np.int64)  # where actors begin that are not started yet
         self._acted = np.zeros(num_envs, np.uint64)
-        self._shares = split(num_envs, self.num_actors)
         self._actors: list[Any] = []  # `Running`s; none before the first weights
         self._closed = False
         self._version = -1
-        self._per_update = 1  # R
-        self._queue: list[Ticket] = []  # finished, and not given to the learner
-        self._learning: list[Ticket] = []  # given to it since the last weights
-        self._num_tickets = 0  # handed out ever
-        self._unsaid_steps = 0  # dropped, and not told with a rollout yet
-        self._unsaid_episodes: list[Episode] = []
-        self._depths: list[int] = []  # fragments that were waiting whenever the learner asked
+        self._lost_steps = 0  # of actors that failed, since the last rollout
         self._looked = time.monotonic()  # when anyone last looked for actors that hang
+        self._depths: list[int] = []  # fragments that were waiting whenever the learner asked
         self._seconds = Stopwatch()  # of all actors
         self._wall_s = 0.0  # of all actors
 
@@ -194,10 +144,10 @@ class AsyncActors:
     def publish(self, snapshot: Snapshot) -> None:
         """Give actors new weights, and tickets for what may be acted with them; the first ones start them."""
         if self._actors and snapshot.version == self._version and not self._is_newest(snapshot):
-            self._forget_rollouts()  # the weights were set by hand: as if nobody had acted with the old ones
+            self.tickets.void(self._actors)  # set by hand: as if nobody had acted with the old ones
         self._publish(snapshot)
         self._version = snapshot.version
-        self._learning.clear()
+        self.tickets.learned()
         if not self._actors:
             self._start_all()
         self._hand_out()
@@ -208,11 +158,12 @@ class AsyncActors:
         Raises:
             ParlError: of the class that an actor failed with, once `max_restarts` is used up.
         """
-        self._per_update = n
+        self._check_open()
+        self.tickets.per_update = n
         self._hand_out()
         self._take_in(0.0)
         self._look_for_hangs()  # a learner that never waits must learn of it too
-        self._depths.append(len(self._queue))
+        self._depths.append(len(self.tickets.queue))
         return [self._next() for _ in range(n)]
 
     def metrics(self) -> Metrics:
@@ -268,84 +219,48 @@ class AsyncActors:
         if faults:
             raise EnvError(faults[0])
 
-    # ---- tickets and the queue ----
+    # ---- giving work, and hearing of it ----
 
     def _hand_out(self) -> None:
-        """Tickets for as many fragments as may be under way, waiting, or learned from at this version."""
         if not all(actor.ready or actor.incarnation for actor in self._actors):
             return  # or the first updates would see only the envs of those who started fastest
-        allowed = (self.max_policy_lag + 1) * self.num_actors * self._per_update
-        while len(self._done()) + sum(len(actor.owed) for actor in self._actors) < allowed:
-            able = [actor for actor in self._actors if actor.free and self._may_go_on(actor)]
-            if not able:
-                return
-            actor = min(able, key=lambda actor: len(actor.owed))
-            if not actor.owed:
+        for ticket in self.tickets.hand_out(self._actors):
+            actor = ticket.actor
+            if len(actor.owed) == 1:
                 actor.seen = (int(actor.status.steps[0]), time.monotonic())
-            ticket = Ticket(self._num_tickets, actor, actor.free.pop())
-            self._num_tickets += 1
-            actor.owed.append(ticket)
             self._tell(actor, ticket.slot)
 
-    def _done(self) -> list[Ticket]:
-        return self._queue + self._learning
-
-    def _may_go_on(self, actor: Running) -> bool:
-        """Whether an actor is not too far ahead of the learner."""
-        ahead = len(actor.owed) + sum(ticket.actor is actor for ticket in self._done())
-        return ahead < self.num_slots * self._per_update
-
     def _next(self) -> Rollout:
-        """A rollout of the oldest fragments that are not too old."""
+        """The next rollout, of as many fragments as there are actors."""
         chosen: list[Ticket] = []
         while len(chosen) < self.num_actors:
-            if not self._queue:
-                self._wait()
-                continue
-            ticket = min(self._queue, key=lambda ticket: ticket.number)
-            self._queue.remove(ticket)
-            if ticket.void or ticket.version < self._version - self.max_policy_lag:
-                self._drop(ticket)
-            else:
+            ticket = self.tickets.take(self._version)
+            if ticket is not None:
                 chosen.append(ticket)
-                self._learning.append(ticket)
+            else:
+                self._hand_out()  # for what was dropped
+                self._wait()
         chosen.sort(key=lambda ticket: ticket.actor.index)
         parts = [ticket.rollout for ticket in chosen if ticket.rollout is not None]
         rollout = self._own(parts[0]) if len(parts) == 1 else concatenate(parts)
         for ticket in chosen:
-            self._take_back(ticket)
-        rollout.dropped_steps += self._unsaid_steps
-        rollout.episodes = self._unsaid_episodes + rollout.episodes
-        self._unsaid_steps, self._unsaid_episodes = 0, []
+            self.tickets.use_up(ticket)
         self._hand_out()  # an update may want more rollouts than there are slots
+        rollout.dropped_steps += self._lost_steps + self.tickets.dropped_steps
+        rollout.episodes = self.tickets.dropped_episodes + rollout.episodes
+        self._lost_steps, self.tickets.dropped_steps, self.tickets.dropped_episodes = 0, 0, []
         return rollout
 
     def _is_newest(self, snapshot: Snapshot) -> bool:
         return all(torch.equal(snapshot.weights[name].to(w.device), w) for name, w in self._newest().items())
 
-    def _forget_rollouts(self) -> None:
-        for ticket in [*self._queue, *(ticket for actor in self._actors for ticket in actor.owed)]:
-            ticket.void = True
-
-    def _drop(self, ticket: Ticket) -> None:
-        assert ticket.rollout is not None
-        self._unsaid_steps += ticket.rollout.num_env_steps + ticket.rollout.dropped_steps
-        self._unsaid_episodes += ticket.rollout.episodes  # they were played all the same
-        self._take_back(ticket)
-        self._hand_out()
-
-    def _take_back(self, ticket: Ticket) -> None:
-        """Free the slot, whose content is used up."""
-        ticket.rollout = None
-        ticket.actor.free.append(ticket.slot)
-
     def _wait(self) -> None:
         """Wait for some actor, for as long as every one of them may still be working."""
         busy = [actor for actor in self._actors if actor.owed or not actor.ready]
         if not busy:
+            lag = self.tickets.max_policy_lag
             raise ParlError(
-                f"get without publish: with max_policy_lag={self.max_policy_lag} nothing more may be acted before new "
-                "weights are published"
+                f"get without publish: max_policy_lag={lag} allows no more acting before there are new weights"
             )
         started = perf_counter()
         until = min(actor.seen[1] + self._patience_s(actor) for actor in busy)
@@ -367,25 +282,26 @@ class AsyncActors:
                 self._replace(actor, said)
 
     def _take_in_fragment(self, actor: Running, said: Filled) -> None:
-        ticket = actor.owed.popleft()
-        ticket.version, ticket.rollout = said.version, self._rollout(actor, said)
-        ticket.rollout.dropped_steps = said.dropped_steps
-        actor.delivered_steps += ticket.rollout.num_env_steps + said.dropped_steps
-        self._queue.append(ticket)
+        rollout = self._rollout(actor, said)
+        rollout.dropped_steps = said.dropped_steps
+        self.tickets.finish(actor, said.version, rollout)
         self._seconds.merge(said.seconds)
         self._wall_s += said.wall_s
 
     # ---- starting, failing, ending ----
 
     def _start_all(self) -> None:
-        if self._closed:
-            raise ParlError("this actor pool is closed: make a new one")
+        self._check_open()
         try:
             for index in range(self.num_actors):
                 self._actors.append(self._started(index, 0))
         except BaseException:
             self._stop_all()
             raise
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ParlError("this actor pool is closed: make a new one")
 
     def _started(self, index: int, incarnation: int) -> Any:
         envs = self._shares[index]
@@ -419,9 +335,11 @@ class AsyncActors:
         error = getattr(errors, failed.error)(f"{actor}: {failed.text}")
         self._bury(actor)
         self._note_progress()
-        self._unsaid_steps += max(0, int(actor.status.steps[0]) - actor.delivered_steps)
+        self._lost_steps += max(0, int(actor.status.steps[0]) - actor.delivered_steps)
         hopeless = isinstance(error, ConfigError) or not (actor.ready or actor.incarnation)
         if hopeless or self.restarts >= self.max_restarts:
+            with contextlib.suppress(EnvError):  # what an env says while it is closed is not the news
+                self.close()
             raise error
         self.restarts += 1
         log.warning("%s\nreplaced, %d of actors.max_restarts=%d", error, self.restarts, self.max_restarts)
@@ -438,6 +356,5 @@ class AsyncActors:
         self._note_progress()
         faults = self._end()
         self._actors.clear()
-        self._queue.clear()
-        self._learning.clear()
+        self.tickets.clear()
         return faults

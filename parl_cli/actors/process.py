@@ -26,8 +26,9 @@ import numpy as np
 from torch import Tensor
 
 from parl_cli.actors import worker
-from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig, Running
+from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig
 from parl_cli.actors.slots import SlotPlan, Status, slot_layout
+from parl_cli.actors.tickets import Running
 from parl_cli.actors.weights import SharedWeights, WeightsWriter, weights_layout
 from parl_cli.actors.worker import Failed, Filled
 from parl_cli.buffers.rollouts import as_rollout, copied
@@ -71,7 +72,7 @@ class ProcessActors(AsyncActors):
         super().__init__(config.actors, config.num_envs)
         policy, share = recipe.policy(), config.num_envs // self.num_actors
         layout = slot_layout(recipe.spec, policy, config.algo.num_steps, share)
-        self._plan = SlotPlan(share, self.num_slots, layout)
+        self._plan = SlotPlan(share, self.tickets.num_slots, layout)
         self._weights_layout = weights_layout(policy.state_dict())
         self._recipe = cloudpickle.dumps(recipe)
         self._context = multiprocessing.get_context("spawn")
@@ -114,7 +115,7 @@ class ProcessActors(AsyncActors):
             incarnation,
             envs,
             status,
-            list(range(self.num_slots)),
+            list(range(self.tickets.num_slots)),
             process=process,
             connection=connection,
             slots=self._plan.slots(memory.buffer),

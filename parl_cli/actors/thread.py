@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from parl_cli.actors import worker
-from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig, Running
+from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig
 from parl_cli.actors.slots import Status
+from parl_cli.actors.tickets import Running
 from parl_cli.actors.worker import Failed, Filled
 from parl_cli.config import option
 from parl_cli.types import Rollout, Snapshot
@@ -86,14 +87,14 @@ class ThreadActors(AsyncActors):
                 inbox.get,
                 lambda what: said.put((status, what)),
                 _Reader(self._weights).load_into,
-                [None] * self.num_slots,
+                [None] * self.tickets.num_slots,
                 envs.start,
             ),
             name=f"parl-actor-{index}",
             daemon=True,
         )
         thread.start()
-        slots = list(range(self.num_slots))
+        slots = list(range(self.tickets.num_slots))
         return _Thread(index, incarnation, envs, status, slots, thread=thread, inbox=inbox)
 
     def _tell(self, actor: _Thread, ticket: int) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from parl_cli.actors import asynchronous
-from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig, Running
+from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig
 from parl_cli.actors.slots import Status
+from parl_cli.actors.tickets import MAX_AHEAD, Running
 from parl_cli.actors.worker import Failed, Filled, Ready
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.types import Episode, Snapshot
@@ -86,7 +87,7 @@ class ScriptedActors(AsyncActors):
     def _start(self, index, incarnation, begin):
         envs = self._shares[index]
         status = begin(np.zeros(buffer_size(Status.layout(len(envs))), np.uint8))
-        actor = Scripted(index, incarnation, envs, status, list(range(self.num_slots)))
+        actor = Scripted(index, incarnation, envs, status, list(range(self.tickets.num_slots)))
         self.said.append((actor, Ready()))
         return actor
 
@@ -123,7 +124,7 @@ class ScriptedActors(AsyncActors):
     def _own(self, rollout):
         return rollout
 
-    def tickets(self):
+    def under_way(self):
         return [len(actor.told) for actor in self._actors]
 
 
@@ -167,29 +168,29 @@ def test_no_rollout_is_older_than_the_lag_and_all_have_every_column(lag, n):
 def test_without_lag_every_actor_acts_once_per_update_and_waits():
     pool = ScriptedActors(num_actors=3, max_policy_lag=0)
     publish(pool, 0)
-    assert pool.tickets() == [1, 1, 1]
+    assert pool.under_way() == [1, 1, 1]
     pool.get(1)
-    assert pool.tickets() == [0, 0, 0]
+    assert pool.under_way() == [0, 0, 0]
     publish(pool, 1)
-    assert pool.tickets() == [1, 1, 1]
+    assert pool.under_way() == [1, 1, 1]
 
 
 def test_with_lag_the_next_rollout_is_under_way_while_the_learner_learns():
     pool = ScriptedActors(max_policy_lag=1)
     publish(pool, 0)
-    assert pool.tickets() == [2, 2]
+    assert pool.under_way() == [2, 2]
     pool.finish(0)
     pool.finish(1)
     pool.get(1)
-    assert pool.tickets() == [1, 1]
+    assert pool.under_way() == [1, 1]
     publish(pool, 1)
-    assert pool.tickets() == [2, 2]
+    assert pool.under_way() == [2, 2]
 
 
 def test_no_actor_is_far_ahead_whatever_the_lag():
     pool = ScriptedActors(max_policy_lag=1000)
     publish(pool, 0)
-    assert pool.tickets() == [asynchronous.MAX_AHEAD + 1] * 2
+    assert pool.under_way() == [MAX_AHEAD + 1] * 2
 
 
 def test_tickets_go_to_those_who_are_done_and_nobody_waits_for_the_slowest():
@@ -204,10 +205,10 @@ def test_nobody_begins_before_all_are_ready():
     unready(pool)
     pool.say(0, Ready())
     pool._take_in(0.0)
-    assert pool.tickets() == [0, 0]
+    assert pool.under_way() == [0, 0]
     pool.say(1, Ready())
     pool._take_in(0.0)
-    assert pool.tickets() == [1, 1]
+    assert pool.under_way() == [1, 1]
 
 
 @pytest.mark.parametrize(("weight", "dropped"), [(0.0, 0), (1.0, 4 * T * SHARE)])
@@ -225,7 +226,7 @@ def test_publishing_twice_gives_no_more_tickets():
     pool = ScriptedActors(max_policy_lag=0)
     publish(pool, 0)
     publish(pool, 0)
-    assert pool.tickets() == [1, 1]
+    assert pool.under_way() == [1, 1]
 
 
 def test_asking_for_more_than_the_lag_allows_is_an_error_not_a_hang():
@@ -360,6 +361,15 @@ def test_beyond_the_budget_the_error_is_raised(kind):
     failing(pool, Failed(kind.__name__, "broke"))
     with pytest.raises(kind, match=r"actor 1 \(envs 2 to 3, incarnation 0, weights of update 1\): broke"):
         learn(pool, 3)
+
+
+def test_after_an_error_the_pool_is_closed():
+    pool = ScriptedActors(max_policy_lag=0, max_restarts=0)
+    failing(pool, Failed("EnvError", "broke"))
+    with pytest.raises(EnvError):
+        learn(pool, 3)
+    with pytest.raises(ParlError, match="closed"):
+        pool.get(1)
 
 
 @pytest.mark.parametrize("name", ["ConfigError", "EnvError"])
@@ -498,7 +508,7 @@ def test_state_of_a_pool_that_runs_is_forgotten_when_another_is_loaded():
     pool.finish(0)
     pool.load_state_dict({"episode_numbers": torch.tensor([1, 2, 3, 4]), "acted": torch.tensor([5, 6, 7, 8])})
     publish(pool, 0)
-    assert pool.tickets() == [2, 2]
+    assert pool.under_way() == [2, 2]
     assert pool._actors[1].status.acted.tolist() == [7, 8]
 
 
