@@ -22,6 +22,7 @@ COMMANDS = {
     "resume": "go on with an interrupted run, or extend a finished one",
     "bench": "measure a job on this machine, and find its fastest vectorizer",
     "report": "compare runs: scores with intervals, learning curves, sample efficiency, speed",
+    "watch": "show a running or finished run or sweep, from its files",
     "list": "what there is: algorithms, envs, vectorizers, …, and the runs",
     "completion": "print the shell code for <TAB> completion",
 }

@@ -7,11 +7,14 @@ because its help breaks under Python 3.14.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from parl_cli.errors import ConfigError
+
+_KEY_VALUE = re.compile(r"[\w.+]+=")
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
@@ -70,7 +73,8 @@ def parse_flags(command: str, args: list[str]) -> Flags:
 class ListFlags:
     """The command line of `parl list`, taken apart."""
 
-    words: list[str] = field(default_factory=list)  # topics
+    words: list[str] = field(default_factory=list)  # topics; after `runs`, folders
+    wanted: list[str] = field(default_factory=list)  # of runs: key=value
     help: bool = False
     json: bool = False
     config_dir: str | None = None
@@ -78,7 +82,7 @@ class ListFlags:
 
 
 def parse_list_flags(args: list[str]) -> ListFlags:
-    """As `parse_flags`, for `parl list`; `plugins=[a,b]` stands among the topics.
+    """As `parse_flags`, for `parl list`; `plugins=[a,b]` stands among the topics, and values of runs after `runs`.
 
     Raises:
         ConfigError: an unknown flag.
@@ -89,11 +93,41 @@ def parse_list_flags(args: list[str]) -> ListFlags:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--config-dir", "-cd")
     flags = ListFlags(**vars(parser.parse_intermixed_args(args)))
-    flags.overrides = [word for word in flags.words if "=" in word]
-    flags.words = [word for word in flags.words if "=" not in word]
-    for text in flags.overrides:
-        if not text.startswith("plugins="):
-            raise ConfigError(f"{text}: parl list takes topics and plugins=[…]; see {parser.prog} --help")
+    is_value = [bool(_KEY_VALUE.match(word)) for word in flags.words]
+    values = [word for word, is_one in zip(flags.words, is_value, strict=True) if is_one]
+    flags.words = [word for word, is_one in zip(flags.words, is_value, strict=True) if not is_one]
+    flags.overrides = [text for text in values if text.startswith("plugins=")]
+    flags.wanted = [text for text in values if not text.startswith("plugins=")]
+    if flags.wanted and flags.words[:1] != ["runs"]:
+        raise ConfigError(
+            f"{flags.wanted[0]}: parl list takes topics and plugins=[…], values after runs only; see parl list --help"
+        )
+    return flags
+
+
+@dataclass
+class WatchFlags:
+    """The command line of `parl watch`, taken apart."""
+
+    folder: str | None = None
+    help: bool = False
+    once: bool = False
+    plain: bool = False
+
+
+def parse_watch_flags(args: list[str]) -> WatchFlags:
+    """As `parse_flags`, for `parl watch`; `run=FOLDER` is as good as FOLDER.
+
+    Raises:
+        ConfigError: an unknown flag, or a second folder.
+    """
+    parser = _Parser(prog="parl watch", add_help=False, allow_abbrev=False)
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--once", action="store_true")
+    parser.add_argument("--plain", action="store_true")
+    flags = WatchFlags(**vars(parser.parse_args(args)))
+    flags.folder = None if flags.folder is None else flags.folder.removeprefix("run=")
     return flags
 
 

@@ -32,6 +32,7 @@ complete -o default -F _parl_complete parl
 """
 
 _FLAGS = ("--help", "--multirun", "--cfg", "--resolve", "--package", "--info", "--config-dir")
+_OWN_FLAGS = {"list": ("--help", "--json", "--config-dir"), "watch": ("--help", "--once", "--plain")}
 _AFTER_FLAG = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all")}
 
 
@@ -63,9 +64,13 @@ def complete(line: str) -> list[str]:
         return _starting(word, COMMANDS)
     command, *typed = words
     if word.startswith("-"):
-        return _starting(word, _FLAGS)
+        return _starting(word, _OWN_FLAGS.get(command, _FLAGS))
     if typed and typed[-1] in _AFTER_FLAG:
         return _starting(word, _AFTER_FLAG[typed[-1]])
+    if command == "list" and typed[:1] == ["runs"]:
+        from parl_cli.commands._runs import known_keys
+
+        return _starting(word, [f"{key}=" for key in known_keys()])
     if command == "list":
         from parl_cli.commands.list import TOPICS
 

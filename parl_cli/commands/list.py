@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from parl_cli import plugins, registry
+from parl_cli.commands import _runs
 from parl_cli.commands._flags import parse_list_flags
 from parl_cli.composition import conf_files
 from parl_cli.config import EnvConfig, parse
@@ -30,6 +31,8 @@ def main(args: list[str]) -> int:
         print(help_text())
         return 0
     plugins.activate(flags.overrides)
+    if flags.words[:1] == ["runs"]:
+        return _list_runs(flags.words[1:], flags.wanted, flags.json)
     topics = [_topic(word) for word in flags.words]
     if not topics:
         tables = {"": overview(flags.config_dir)}
@@ -50,9 +53,18 @@ def help_text() -> str:
             "parl list: what there is, and what each supports",
             "",
             "usage: parl list [topic …] [--json] [--config-dir DIR] [plugins=[module]]",
+            "       parl list runs [folder …] [key=value …] [--json]",
             "",
             "topics (none: an overview):",
             *lines,
+            "",
+            "Runs are chosen by values of their configs, and by status: running, finished, interrupted, failed, silent",
+            "(it says that it runs, and shows no sign of life). A value may be several, a,b, and hold * and ?.",
+            "",
+            "examples:",
+            "  parl list envs",
+            "  parl list runs algo.name=ppo env.name=cartpole,acrobot status=finished",
+            "  parl list runs outputs/sweep algo.learning_rate=1e-3",
         ]
     )
 
@@ -65,6 +77,8 @@ def overview(config_dir: str | None) -> list[Row]:
             names = list(conf_files.options(_GROUPS[topic], config_dir))
         elif topic in _KINDS:
             names = registry.names(_KINDS[topic])
+        elif topic == "runs":
+            names = [f"{_runs.count()} in {_runs.OUTPUTS}/"]
         else:
             names = [plugin.module for plugin in plugins.loaded()]
         found.append({"topic": topic, "what": doc, "names": ", ".join(names)})
@@ -131,6 +145,20 @@ def wrappers(config_dir: str | None) -> list[Row]:
     return found
 
 
+def runs(config_dir: str | None) -> list[Row]:
+    """The runs below ./outputs."""
+    return [_runs.row(run) for run in _runs.find([], [])]
+
+
+def _list_runs(places: list[str], wanted: list[str], as_json: bool) -> int:
+    found = _runs.find(places, wanted)
+    if as_json:
+        print(json.dumps([_runs.record(run) for run in found], indent=1, ensure_ascii=False))
+    else:
+        _runs.print_runs(found)
+    return 0
+
+
 def _components(kind: str) -> Callable[[str | None], list[Row]]:
     def rows(config_dir: str | None) -> list[Row]:
         return [
@@ -168,6 +196,7 @@ TOPICS: dict[str, tuple[str, Callable[[str | None], list[Row]]]] = {
     "tuned": ("hyper-parameters found by algo= and env= together", _configs("tuned")),
     "experiments": ("whole recipes: experiment=", _configs("experiment")),
     "debug": ("for finding mistakes: debug=", _configs("debug")),
+    "runs": ("what was trained: folders below outputs/", runs),
     "plugins": ("what was added to parl: by installed packages, by plugins=[module]", loaded_plugins),
 }
 
@@ -274,7 +303,7 @@ def _print(tables: dict[str, list[Row]]) -> None:
         # A column that no row fills only takes room.
         columns = [name for name in rows[0] if any(row[name] for row in rows)]
         for i, name in enumerate(columns):
-            table.add_column(name, no_wrap=i == 0, style="bold" if i == 0 else "", overflow="fold")
+            table.add_column(name, no_wrap=i == 0 or name == "from", style="bold" if i == 0 else "", overflow="fold")
         for row in rows:
             table.add_row(*(Text(row[name]) for name in columns))  # Text: a bracket is no markup
         console.print(table)

@@ -50,6 +50,7 @@ class LivePanel:
         total_steps: the budget in env steps.
         name: the run's name.
         history: rows from before a resume.
+        hint: what Ctrl-C does.
         to: another console than the shared one.
         clock: seconds that never go back; for tests.
     """
@@ -60,14 +61,16 @@ class LivePanel:
         name: str = "",
         *,
         history: Iterable[Metrics] = (),
+        hint: str = "Ctrl-C saves and stops",
         to: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tracker = Tracker(total_steps, history, clock)
         self.name = name
+        self.hint = hint
         self._console = to or shared.console
         self._ended = False
-        self._live = _SteadyLive(
+        self._live = SteadyLive(
             get_renderable=self.render,
             console=self._console,
             refresh_per_second=REFRESH_PER_S,
@@ -112,7 +115,7 @@ class LivePanel:
             Group(*body),
             title=Text(self.name, style="bold", overflow="ellipsis"),
             title_align="left",
-            subtitle=None if self._ended else Text("Ctrl-C saves and stops", style="dim"),
+            subtitle=None if self._ended else Text(self.hint, style="dim"),
             subtitle_align="right",
             border_style="bright_black",
             box=box.ROUNDED,
@@ -243,12 +246,13 @@ def _labels(group: dict[str, str], row: Metrics) -> dict[str, str]:
     return labels
 
 
-class _SteadyLive(Live):
+class SteadyLive(Live):
     """A Live that survives a narrower window: the terminal has re-wrapped the old lines, so they cannot be erased."""
 
     _width = 0
 
     def refresh(self) -> None:
+        """Draw; on a cleared screen, if the window became narrower."""
         width = min(self.console.width, shared.MAX_WIDTH)
         if width < self._width and self.console.is_terminal:
             self.console.control(Control.clear(), Control.home())

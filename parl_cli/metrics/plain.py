@@ -63,6 +63,10 @@ class PlainLines:
     def update(self, row: Metrics) -> None:
         """Take the row of one update; print a line if one is due."""
         self.tracker.update(row)
+        self.tell(row)
+
+    def tell(self, row: Metrics) -> None:
+        """Print a line if one is due; the tracker knows the row already."""
         now = self._clock()
         # An interval that grows with the age of the run: a day's log stays a page, a minute's is not empty.
         interval = max(FIRST_INTERVAL_S, (now - self._started) / 20)

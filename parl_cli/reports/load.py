@@ -32,7 +32,7 @@ _TAIL_BYTES = 2**16  # a row is about one thousandth of a megabyte
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 
 
-class BrokenRunError(ParlError):
+class BrokenRunError(ConfigError):
     """A run folder that cannot be read; says what is wrong with which file."""
 
 
@@ -113,11 +113,21 @@ def find(words: Sequence[str], key: str = "runs") -> list[Path]:
         places = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
         if not places:
             raise ConfigError(f"{key}={word}: nothing is there; name run or sweep folders, or a glob like 'outputs/*'")
-        below = [run for place in places for run in _below(Path(place))]
-        if not below:
+        runs = [run for place in places for run in below(Path(place))]
+        if not runs:
             raise ConfigError(f"{key}={word}: no run in it (a run folder has a run.json); parl list runs shows some")
-        found |= dict.fromkeys(below)
+        found |= dict.fromkeys(runs)
     return list(found)
+
+
+def below(place: Path) -> Iterator[Path]:
+    """The run folders at or below a place. Links below it are not followed: `latest` is one of its neighbours."""
+    place = Path(os.path.realpath(place))
+    for folder, folders, files in os.walk(place):
+        folders.sort()
+        if any(mark in files for mark in _MARKS):
+            folders.clear()
+            yield Path(folder)
 
 
 def read(path: Path) -> Run:
@@ -199,16 +209,6 @@ def shown(path: Path) -> str:
 def printable(text: str) -> str:
     """The text without what moves a terminal's cursor."""
     return "".join(char if char.isprintable() else "�" for char in text)
-
-
-def _below(place: Path) -> Iterator[Path]:
-    """The run folders at or below a place. Links below it are not followed: `latest` is one of its neighbours."""
-    place = Path(os.path.realpath(place))
-    for folder, folders, files in os.walk(place):
-        folders.sort()
-        if any(mark in files for mark in _MARKS):
-            folders.clear()
-            yield Path(folder)
 
 
 def _config(path: Path) -> dict[str, Any]:

@@ -8,19 +8,22 @@ from pathlib import Path
 
 from parl_cli.reports.load import Run
 
+SAID = ("running", "finished", "interrupted", "failed")  # by run.json
 SILENT_AFTER_S = 60.0
 
 _LOCKS = Path("/proc/locks")  # Linux; to try a lock instead would be in the way of the run that wants it
 
 
 def status(run: Run) -> str:
-    """`finished`, `interrupted` or `failed`, as run.json says; `running`, or `silent`; `unknown` without run.json.
+    """`finished`, `interrupted` or `failed`, as run.json says; `running`, or `silent`; `unknown` where it says nothing.
 
     A run that was killed cannot say so: its run.json goes on saying `running`. It is silent once no process of this
     machine holds its folder and nothing has been written for a minute. A run on another machine whose updates take
     longer than that is silent, too.
     """
-    said = str(run.info.get("status", "unknown"))
+    said = str(run.info.get("status"))
+    if said not in SAID:
+        return "unknown"
     if said == "running" and not is_held(run.path) and silence_s(run) > SILENT_AFTER_S:
         return "silent"
     return said

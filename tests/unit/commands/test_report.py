@@ -45,7 +45,10 @@ def test_files_are_written_and_their_place_is_told(folder, capsys):
     code, out, _ = parl(capsys, "outputs", "formats=[md]", "output=my report")
     assert code == 0
     assert out.endswith("written to my report\n")
-    assert "Made by `parl report outputs 'formats=[md]' 'output=my report'`" in (folder / "my report/report.md").read_text()
+    assert (
+        "Made by `parl report outputs 'formats=[md]' 'output=my report'`"
+        in (folder / "my report/report.md").read_text()
+    )
 
 
 def test_values_of_config_keys_choose_runs(folder, capsys):
