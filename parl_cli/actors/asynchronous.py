@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parl_cli import errors
+from parl_cli import errors, registry
 from parl_cli.actors.slots import Status
 from parl_cli.actors.tickets import Running, Ticket, Tickets
 from parl_cli.actors.worker import Failed, Filled, Ready
@@ -86,15 +86,22 @@ class AsyncActors:
         """Refuse what cannot work before anything is written.
 
         Raises:
-            ConfigError: envs that cannot be shared out evenly.
+            ConfigError: envs that cannot be shared out evenly; a lag where the algorithm must not have any.
         """
-        num_envs, num_actors = config.num_envs, config.actors.num_actors
+        num_envs, num_actors, lag = config.num_envs, config.actors.num_actors, config.actors.max_policy_lag
         if num_actors > num_envs:
             raise ConfigError(f"actors.num_actors={num_actors}: at most one per env, num_envs={num_envs}")
         if num_envs % num_actors:
             more = -(-num_envs // num_actors) * num_actors
             raise ConfigError(
                 f"num_envs={num_envs}: must divide by actors.num_actors={num_actors}; try num_envs={more}"
+            )
+        algo, actors = config.algo.name, config.actors.name
+        learns_from = getattr(registry.load("algo", algo), "supports", {}).get("actors", (actors,))
+        if lag and actors not in learns_from:
+            raise ConfigError(
+                f"actors.max_policy_lag={lag}: algo={algo} learns only from what its newest weights did; set "
+                "actors.max_policy_lag=0, or use algo=appo"
             )
 
     # ---- hooks of the subclasses ----

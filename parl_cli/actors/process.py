@@ -93,12 +93,12 @@ class ProcessActors(AsyncActors):
         Raises:
             ConfigError: see `AsyncActors.check`; a device that processes cannot act on.
         """
-        super().check(config)
         if config.actors.device != "cpu":
             raise ConfigError(
                 f"actors.device={config.actors.device}: actor processes act on the cpu; to act on another device, "
                 "use actors=thread"
             )
+        super().check(config)
 
     def _start(self, index: int, incarnation: int, begin: Callable[[Any], Status]) -> _Process:
         envs = self._shares[index]

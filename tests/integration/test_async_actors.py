@@ -37,7 +37,7 @@ from tests.helpers.stubs import GRUPolicy, make_policy, weights_hash
 from tests.integration.test_loop_probes import check_counting, spec_of
 
 POLICY = make_policy(spec_of(CountingEnv()))
-TINY = ["env=cartpole", "seed=3", *CLI_TINY]
+TINY = ["algo=appo", "env=cartpole", "seed=3", *CLI_TINY]
 every_pool = pytest.mark.parametrize("kind", POOLS)
 
 
@@ -113,9 +113,9 @@ def trained(*overrides, updates=6):
 @pytest.mark.parametrize("actors", [("process", 1), ("process", 2), ("thread", 1), ("thread", 2)])
 def test_without_lag_a_run_is_that_of_inline_bit_for_bit(actors):
     kind, number = actors
-    weights, rows = trained(f"actors={kind}", f"actors.num_actors={number}", "actors.max_policy_lag=0")
+    weights, rows = trained("algo=ppo", f"actors={kind}", f"actors.num_actors={number}", "actors.max_policy_lag=0")
     assert [row["rollout/policy_lag_max"] for row in rows] == [0.0] * 6
-    inline, _ = trained()
+    inline, _ = trained("algo=ppo")
     assert weights == inline
 
 
@@ -361,7 +361,7 @@ def test_a_learner_that_raises_leaves_nothing_behind():
 UPDATES = 60
 TRAIN = (
     "train",
-    "algo=ppo",
+    "algo=appo",
     "env=cartpole",
     f"total_steps={UPDATES * ROLLOUT}",
     "hydra.run.dir=run",
@@ -446,13 +446,17 @@ def test_fifty_runs_with_one_process_killed_at_random_all_end_and_leave_nothing(
         (("num_envs=4", "actors.num_actors=8"), "actors.num_actors=8: at most one per env, num_envs=4"),
         (("num_envs=4", "actors.num_actors=3"), "num_envs=4: must divide by actors.num_actors=3; try num_envs=6"),
         (("actors.device=cuda",), "actors.device=cuda: actor processes act on the cpu"),
+        (
+            ("algo=ppo",),
+            "actors.max_policy_lag=4: algo=ppo learns only from what its newest weights did; set actors.max",
+        ),
         (("actors.max_policy_lag=-1",), "actors.max_policy_lag=-1: must be at least 0"),
         (("actors=thread", "actors.device=gpu"), "actors.device=gpu: must be auto, cpu, cuda"),
         (("actors=proces",), "actors=proces"),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path, overrides, words):
-    done = parl("train", "env=cartpole", "actors=process", *overrides, cwd=tmp_path)
+    done = parl("train", "env=cartpole", "algo=appo", "actors=process", *overrides, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
@@ -469,6 +473,7 @@ def test_actors_know_plugins(tmp_path):
         "vectorizer=eager",
         "env=chain",
         "actors=process",
+        "actors.max_policy_lag=0",
         "total_steps=128",
         "num_envs=2",
         "algo.num_steps=32",

@@ -103,8 +103,8 @@ def test_more_workers_than_an_actor_has_envs_are_refused():
     [
         (ProcessActors.Config(num_actors=3), "num_envs=4: must divide by actors.num_actors=3; try num_envs=6"),
         (ProcessActors.Config(device="cuda"), "actors.device=cuda: actor processes act on the cpu"),
-        (ThreadActors.Config(device="cuda:77"), "actors.device=cuda:77: this machine has"),
-        (ThreadActors.Config(device="gpu"), "actors.device=gpu: must be auto, cpu"),
+        (ThreadActors.Config(max_policy_lag=0, device="cuda:77"), "actors.device=cuda:77: this machine has"),
+        (ThreadActors.Config(max_policy_lag=0, device="gpu"), "actors.device=gpu: must be auto, cpu"),
     ],
 )
 def test_actors_that_cannot_work_are_refused(actors, words):
@@ -166,7 +166,7 @@ def test_a_policy_that_cannot_act_in_the_env_is_refused():
 
 def test_actors_that_lag_on_their_own_get_no_lag_on_purpose():
     debug = DebugConfig(policy_lag=8)
-    message = refused(plain(actors=ProcessActors.Config(num_actors=1), debug=debug))
+    message = refused(plain(actors=ProcessActors.Config(max_policy_lag=0), debug=debug))
     assert message == "debug.policy_lag=8: needs actors=inline; actors=process lag on their own"
     assert build.validate(plain(debug=debug)).debug == debug
 

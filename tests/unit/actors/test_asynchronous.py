@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from parl_cli import registry
 from parl_cli.actors import asynchronous
 from parl_cli.actors.asynchronous import AsyncActors, AsyncActorsConfig
+from parl_cli.actors.process import ProcessActorsConfig
 from parl_cli.actors.slots import Status
 from parl_cli.actors.tickets import MAX_AHEAD, Running
 from parl_cli.actors.worker import Failed, Filled, Ready
@@ -562,5 +564,21 @@ def test_queue_depth_is_what_lay_ready_when_the_learner_asked():
 )
 def test_envs_that_cannot_be_shared_out_are_refused(num_actors, words):
     with pytest.raises(ConfigError) as caught:
-        AsyncActors.check(train_config(actors=AsyncActorsConfig(num_actors=num_actors)))
+        AsyncActors.check(train_config(actors=ProcessActorsConfig(num_actors=num_actors)))
     assert str(caught.value) == words
+
+
+@pytest.mark.parametrize("algo", registry.names("algo"))
+def test_an_algorithm_that_must_not_lag_does_not(algo):
+    cls = registry.load("algo", algo)
+
+    def check(lag):
+        actors = ProcessActorsConfig(num_actors=2, max_policy_lag=lag)
+        AsyncActors.check(train_config(actors=actors, algo=cls.Config(name=algo)))
+
+    check(0)
+    if "process" in cls.supports["actors"]:
+        check(4)
+    else:
+        with pytest.raises(ConfigError, match=rf"^actors.max_policy_lag=4: algo={algo} learns only from .* newest"):
+            check(4)
