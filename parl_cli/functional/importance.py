@@ -33,7 +33,9 @@ def effective_share(log_ratio: Tensor, mask: Tensor | None = None) -> Tensor:
 
 @torch.no_grad()
 def ratio_metrics(log_ratio: Tensor, rho_bar: float, mask: Tensor | None) -> Metrics:
-    """What V-trace makes of the ratios: the mean of min(rho_bar, r), the share that was clipped, the effective share.
+    """What V-trace makes of the ratios: the mean of min(rho_bar, r), the share of Σ r that this clips off, the ESS.
+
+    Half of all ratios are above 1 after the smallest step: the share of samples that are clipped would say nothing.
 
     Args:
         log_ratio: log r, [*lead].
@@ -41,8 +43,9 @@ def ratio_metrics(log_ratio: Tensor, rho_bar: float, mask: Tensor | None) -> Met
         mask: bool [*lead], or None.
     """
     ratio = log_ratio.exp()
+    clipped, whole = masked_mean(ratio.clamp(max=rho_bar), mask), masked_mean(ratio, mask)
     return {
-        "vtrace/rho_mean": float(masked_mean(ratio.clamp(max=rho_bar), mask)),
-        "vtrace/rho_clipped_share": float(masked_mean((ratio > rho_bar).float(), mask)),
+        "vtrace/rho_mean": float(clipped),
+        "vtrace/clipped_share": float(1 - clipped / whole),
         "policy/ess": float(effective_share(log_ratio, mask)),
     }

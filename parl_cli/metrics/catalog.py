@@ -45,7 +45,7 @@ CATALOG: tuple[Metric, ...] = (
     ),
     Metric("policy/std_mean", "action", "standard deviation of a Gaussian policy, mean over action dimensions"),
     Metric("vtrace/rho_mean", "-", "V-trace's clipped ratio of current to acting policy, mean; 1 without lag"),
-    Metric("vtrace/rho_clipped_share", "share", "samples whose ratio V-trace clipped"),
+    Metric("vtrace/clipped_share", "share", "how much of the ratios' sum V-trace clipped off; 0 without lag"),
     Metric(
         "value/explained_variance", "-", "share of the returns' variance the critic predicts: 1 is perfect, 0 useless"
     ),

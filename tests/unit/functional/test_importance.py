@@ -31,11 +31,11 @@ def test_masked_ratios_do_not_count():
 def test_ratio_metrics_by_hand():
     found = ratio_metrics(log(0.5, 1.5, 3.0, 1.0), 2.0, None)
     assert found["vtrace/rho_mean"] == pytest.approx((0.5 + 1.5 + 2.0 + 1.0) / 4)
-    assert found["vtrace/rho_clipped_share"] == 0.25
+    assert found["vtrace/clipped_share"] == pytest.approx(1.0 / 6.0)
     assert found["policy/ess"] == pytest.approx(6.0**2 / (4 * (0.25 + 2.25 + 9.0 + 1.0)))
 
 
 def test_equal_policies_have_no_ratio_to_clip():
     found = ratio_metrics(torch.zeros(4, 2), 1.0, None)
-    assert found == {"vtrace/rho_mean": 1.0, "vtrace/rho_clipped_share": 0.0, "policy/ess": pytest.approx(1.0)}
+    assert found == {"vtrace/rho_mean": 1.0, "vtrace/clipped_share": 0.0, "policy/ess": pytest.approx(1.0)}
     assert math.isnan(float(effective_share(torch.zeros(2), torch.tensor([False, False]))))
