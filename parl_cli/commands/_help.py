@@ -20,11 +20,18 @@ from parl_cli.config import (
     LoggerConfig,
     TrainConfig,
 )
+from parl_cli.sweeps.options import SearchConfig
 
 _WIDTH = 34  # of the column `key=value`
 
 # The parts whose dataclass is at hand without torch; the others are documented by the comments in their YAML.
-_PARTS = {"env": EnvConfig, "checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig}
+_PARTS: dict[str, type] = {
+    "sweep": SearchConfig,
+    "env": EnvConfig,
+    "checkpoint": CheckpointConfig,
+    "eval": EvalConfig,
+    "logger": LoggerConfig,
+}
 
 _EXAMPLES = {
     "train": """\
@@ -32,7 +39,8 @@ examples:
   parl train algo=ppo env=cartpole num_envs=32
   parl train env=gym env.id=MountainCarContinuous-v0 total_steps=1e6
   parl train env=pendulum algo.learning_rate=1e-3 vectorizer=subprocess
-  parl train -m env=cartpole,acrobot seed=1,2,3     # six jobs
+  parl train -m env=cartpole,acrobot seed=1,2,3     # six jobs, beside each other
+  parl train -m sweep=ppo env=cartpole              # a search for better hyper-parameters
   parl train env=cartpole --cfg job                 # what would be run
   parl train env=acrobot --help                     # this page, with the values of that choice""",
     "bench": """\
@@ -54,7 +62,8 @@ examples:
     "resume": """\
 examples:
   parl resume run=outputs/ppo_cartpole/latest
-  parl resume run=outputs/ppo_cartpole/latest total_steps=200000""",
+  parl resume run=outputs/ppo_cartpole/latest total_steps=200000
+  parl resume run=outputs/ppo_cartpole/sweep-…      # what is missing in a sweep""",
 }
 
 
@@ -70,7 +79,8 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
     from parl_cli.composition.compose import compose, session
 
     with session(config_dir) as hydra:
-        config = compose(hydra, name, overrides)
+        # the sweep's config is the job's, with what -m adds
+        config = compose(hydra, "sweep" if name == "train" else name, overrides)
     choices = config.hydra.runtime.choices
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     del values["hydra"]
@@ -86,6 +96,7 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
         lines.append(f"  {group:<12}{', '.join(shown)}")
     lines += ["", f"keys{' of the job' if own else ''}, with their present values:"]
     documented = {field.name: field.metadata["doc"] for field in dataclasses.fields(TrainConfig) if field.metadata}
+    documented["sweep"] = "several jobs, with -m: how they are run, or a search"
     for key in dict.fromkeys([*documented, *values]):
         if key in values and not isinstance(values[key], Mapping):
             lines.append(_line(key, values[key], train_yaml.get(key) or documented.get(key, "")))
@@ -99,7 +110,8 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
             lines += [
                 "",
                 f"{key}: {title}",
-                *(_line(f"{key}.{path}", v, docs.get(path, "")) for path, v in _flat(part)),
+                # a space's keys are typed as those of the job
+                *(_line(f"{key}.{p}".removeprefix("sweep.space."), v, docs.get(p, "")) for p, v in _flat(part)),
             ]
     return "\n".join([*lines, "", _EXAMPLES[name]])
 

@@ -24,6 +24,9 @@ def expand(config_loader: ConfigLoader, overrides: Sequence[str]) -> list[list[s
             if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
                 raise ConfigError(f"{override.input_line}: no values to sweep over, so no job; give at least one")
             if override.is_sweep_override() and not override.is_discrete_sweep():
-                raise ConfigError(f"{override.input_line}: a grid needs single values; write key=1,2,3 or range(…)")
+                raise ConfigError(
+                    f"{override.input_line}: a grid needs single values; write key=1,2,3 or range(…), or search for it "
+                    "with sweep=search"
+                )
         [jobs] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     return [list(job) for job in jobs]

@@ -57,7 +57,8 @@ class Job:
     state: State = State.WAITING
     attempts: int = 0  # how often it was started
     reason: str = ""  # why it failed, was pruned or is tried again
-    result: dict[str, Any] = field(default_factory=dict)  # of result.json
+    result: dict[str, Any] = field(default_factory=dict)  # of result.json; of a trial its `values` too
+    params: dict[str, Any] = field(default_factory=dict)  # of a trial: what the search proposed, by key
 
     def __str__(self) -> str:
         return f"job {self.number} ({' '.join(self.overrides) or 'no overrides'})"
@@ -73,7 +74,7 @@ class Ledger:
         options: a `SweepConfig`, or for a search a `SearchConfig`.
         plugins: modules that the user named.
         launcher: where jobs run: its name, and its own options.
-        base: of a search, what its trials have in common: see `search.Base`.
+        base: of a search, what its trials have in common: see `search.new_search`.
         jobs: by number.
     """
 
@@ -85,7 +86,14 @@ class Ledger:
     base: dict[str, Any] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
 
-    def add(self, overrides: Sequence[str], config: Mapping[str, Any], folder: str, argv: Sequence[str]) -> Job:
+    def add(
+        self,
+        overrides: Sequence[str],
+        config: Mapping[str, Any],
+        folder: str,
+        argv: Sequence[str],
+        params: Mapping[str, Any] | None = None,
+    ) -> Job:
         """A new job: its folder with job.json in it; `save` makes it part of the sweep.
 
         Args:
@@ -93,8 +101,9 @@ class Ledger:
             config: its whole config, plain values that `build.validate` has accepted.
             folder: below the sweep's.
             argv: the command line that would train it alone.
+            params: see `Job`.
         """
-        job = Job(len(self.jobs), folder, list(overrides), int(config["total_steps"]))
+        job = Job(len(self.jobs), folder, list(overrides), int(config["total_steps"]), params=dict(params or {}))
         place = self.folder(job)
         place.mkdir(parents=True, exist_ok=True)
         write_json(place / "job.json", {"argv": list(argv), "config": dict(config)})
@@ -106,14 +115,21 @@ class Ledger:
         return self.path / job.folder
 
     def own(self) -> list[list[str]]:
-        """For each job the overrides that not all of them have; a single job keeps its own."""
+        """For each job the overrides that not all have (a single job keeps its own); of a trial what was proposed."""
         first = self.jobs[0].overrides if len(self.jobs) > 1 else []
         shared = set(first).intersection(*(job.overrides for job in self.jobs))
-        return [[text for text in job.overrides if text not in shared] for job in self.jobs]
+        return [
+            [
+                text
+                for text in job.overrides
+                if (text.partition("=")[0] in job.params if job.params else text not in shared)
+            ]
+            for job in self.jobs
+        ]
 
     def labels(self) -> list[str]:
-        """The same as text: `env=acrobot seed=3`."""
-        return [" ".join(overrides) for overrides in self.own()]
+        """The same in short: `env=acrobot seed=3`, `learning_rate=0.00234`."""
+        return [" ".join(map(_short, overrides)) for overrides in self.own()]
 
     def of_state(self, *states: State) -> list[Job]:
         """The jobs that are in one of these states."""
@@ -201,9 +217,17 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
         raise ConfigError(f"cannot write {file} ({error.strerror}); make room, then parl resume") from None
 
 
+def _short(override: str) -> str:
+    """An override without the group of its key, its number with a few digits."""
+    key, _, value = override.partition("=")
+    with contextlib.suppress(ValueError):
+        value = f"{float(value):.4g}" if "." in value else value
+    return f"{key.rpartition('.')[2]}={value}"
+
+
 def _job(values: Mapping[str, Any]) -> Job:
     job = Job(**values)
-    wanted = (int, str, list, int, str, int, str, dict)
+    wanted = (int, str, list, int, str, int, str, dict, dict)
     for field_, kind in zip(dataclasses.fields(Job), wanted, strict=True):
         if not isinstance(getattr(job, field_.name), kind):
             raise TypeError(f"{field_.name} of job {job.number}")

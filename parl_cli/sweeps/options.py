@@ -43,4 +43,4 @@ class SearchConfig(SweepConfig):
     num_reports: int = option(20, "how often a trial is compared with the others, at equal env steps", ge=1)
     seed: int = option(1, "seed of the sampler", ge=0, lt=2**32)
     objectives: list[Objective] = option([Objective()], "what is optimised; several: none is better in all of them")
-    space: dict[str, str] = option({}, "key: where to look, as one would type it")
+    space: dict[str, str | None] = option({}, "key: where to look, as one would type it; null: leave the key alone")

@@ -1,10 +1,11 @@
-"""Run a sweep that has a ledger: what is missing in it, and what it came to. Also `parl resume` of one."""
+"""Run a sweep or a search that has a ledger: what is missing in it, and what it came to. Also `parl resume` of one."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from parl_cli import plugins
 from parl_cli.config import ResumeCheckpointConfig, ResumeCommand
@@ -12,6 +13,7 @@ from parl_cli.errors import CheckpointError, ConfigError, ParlError
 from parl_cli.metrics import console
 from parl_cli.sweeps.display import make_display
 from parl_cli.sweeps.ledger import MISSING, Job, Ledger, State, read
+from parl_cli.sweeps.options import SearchConfig
 from parl_cli.sweeps.process import JobProcess
 from parl_cli.sweeps.scheduler import Plan, Scheduler
 from parl_cli.sweeps.summary import print_summary
@@ -31,10 +33,35 @@ def run_sweep(ledger: Ledger) -> None:
         recover(ledger)
         missing = len(ledger.of_state(*MISSING))
         if missing:
-            console.print_line(f"{missing} of {len(ledger.jobs)} jobs to run, in {console.short_path(ledger.path)}")
+            console.print_line(f"{missing} of {len(ledger.jobs)} jobs to run, in {shown(ledger)}")
         number = run_jobs(ledger, len(ledger.jobs))
         print_summary(ledger)
     finish(ledger, number)
+
+
+def run_search(ledger: Ledger) -> None:
+    """Run trials until there are enough, then print the best, and write it as an experiment.
+
+    Raises:
+        ConfigError: Optuna is missing, or another process runs it.
+        ParlError: no trial came to an end.
+        SystemExit: as `run_sweep`.
+    """
+    from parl_cli.sweeps.best import print_search
+    from parl_cli.sweeps.search import Search
+
+    assert isinstance(ledger.options, SearchConfig)
+    with ledger.held():
+        recover(ledger)
+        search = Search(ledger)
+        number_of_trials = ledger.options.num_trials
+        done = len(ledger.jobs) - len(ledger.of_state(State.WAITING))
+        console.print_line(f"{number_of_trials - done} of {number_of_trials} trials to run, in {shown(ledger)}")
+        number = run_jobs(ledger, number_of_trials, search)
+        if number is None:
+            print_search(search)
+    if number is not None:
+        interrupted(ledger, number)
 
 
 def resume_sweep(command: ResumeCommand) -> None:
@@ -55,12 +82,19 @@ def resume_sweep(command: ResumeCommand) -> None:
 
     plugins.require({"plugins": ledger.plugins}, command.plugins, ask)
     ledger.plugins = list(dict.fromkeys([*ledger.plugins, *command.plugins]))
-    run_sweep(ledger)
+    if isinstance(ledger.options, SearchConfig):
+        run_search(ledger)
+    else:
+        run_sweep(ledger)
 
 
 def recover(ledger: Ledger) -> None:
-    """Find out what became of the jobs that a killed scheduler left running; what failed is tried anew."""
-    for job in ledger.of_state(*MISSING):
+    """Find out what became of the jobs that a killed scheduler left running.
+
+    A failed job is tried anew: perhaps its cause was mended. A failed trial has told the search what it came to.
+    """
+    over = (State.FAILED,) if isinstance(ledger.options, SearchConfig) else ()
+    for job in ledger.of_state(*(state for state in MISSING if state not in over)):
         job.state = State.WAITING
         file = ledger.folder(job) / "result.json"
         try:
@@ -103,13 +137,28 @@ def finish(ledger: Ledger, number: int | None) -> None:
         SystemExit: it was interrupted.
         ParlError: jobs failed.
     """
-    with_plugins = f" 'plugins=[{','.join(ledger.plugins)}]'" if ledger.plugins else ""
-    go_on = f"parl resume run={console.short_path(ledger.path)}{with_plugins}"
     if number is not None:
-        console.print_line(f"interrupted; go on with {go_on}")
-        raise SystemExit(128 + number)
+        interrupted(ledger, number)
     failed = ledger.of_state(*MISSING)
     if failed:
-        names = ", ".join(str(job) for job in failed)
-        raise ParlError(f"{len(failed)} of {len(ledger.jobs)} jobs failed: {names}; go on with {go_on}")
-    console.print_line(f"{len(ledger.jobs)} jobs done: {console.short_path(ledger.path)}")
+        labels = ledger.labels()
+        names = ", ".join(f"job {job.number} ({labels[job.number]})" for job in failed)
+        raise ParlError(f"{len(failed)} of {len(ledger.jobs)} jobs failed: {names}; go on with {go_on(ledger)}")
+    console.print_line(f"{len(ledger.jobs)} jobs done: {shown(ledger)}")
+
+
+def interrupted(ledger: Ledger, number: int) -> NoReturn:
+    """End as a single run does that a signal ended."""
+    console.print_line(f"interrupted; go on with {go_on(ledger)}")
+    raise SystemExit(128 + number)
+
+
+def go_on(ledger: Ledger) -> str:
+    """The command that does what is missing."""
+    with_plugins = f" 'plugins=[{','.join(ledger.plugins)}]'" if ledger.plugins else ""
+    return f"parl resume run={shown(ledger)}{with_plugins}"
+
+
+def shown(ledger: Ledger) -> str:
+    """The sweep's folder as the user would type it."""
+    return console.short_path(ledger.path)

@@ -44,8 +44,8 @@ class Plan:
         """Another job, added to the ledger; None if there is none, for now."""
         return None
 
-    def behind(self, job: Job) -> str:
-        """Why a running job, which has new metrics, is to be stopped; empty: it is not."""
+    def behind(self, job: Job, env_steps: int) -> str:
+        """Why a running job, which has come so far, is to be stopped; empty: it is not."""
         return ""
 
     def ended(self, job: Job) -> None:
@@ -166,7 +166,7 @@ class Scheduler:
         running.memory_mb = max(running.memory_mb, running.tracker.row.get("memory/rss_mb", 0.0))
         self._memory_mb = max(self._memory_mb, running.memory_mb)
         if rows and not running.behind:
-            running.behind = self.plan.behind(running.job)
+            running.behind = self.plan.behind(running.job, running.tracker.env_steps)
             if running.behind:
                 running.process.stop()
 

@@ -68,18 +68,20 @@ def group_rows(ledger: Ledger) -> Rows:
 
 
 def print_table(columns: Sequence[str], rows: Rows, title: str = "", to: Console | None = None) -> None:
-    """Print a table; columns without a value are left out, the first two stand left."""
+    """Print a table; columns without a value are left out, and text stands left."""
     out = to or shared.console
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title or None, title_justify="left")
     shown = [i for i in range(len(columns)) if any(row[i] not in ("", "-") for row in rows)]
     for i in shown:
-        left = columns[i] in ("what", "state", "over seeds", "value", "key")
+        left = columns[i] in ("what", "state", "over seeds", "key")
         table.add_column(columns[i], justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in rows:
         table.add_row(*(Text(row[i]) for i in shown))
+    if not out.is_terminal:  # into a pipe or a log: long lines rather than folded ones
+        out = Console(file=out.file, width=200, highlight=False)
     if not shared.speaks_unicode(out):
         table.box = box.ASCII
-    out.print(table, width=None if out.is_terminal else 200)  # into a pipe: long lines rather than folded ones
+    out.print(table)
 
 
 def _spread(jobs: Sequence[Job], name: str) -> str:

@@ -6,6 +6,8 @@ import signal
 import time
 
 import psutil
+import pytest
+import yaml
 
 from tests.helpers.cli import TINY, parl
 from tests.helpers.runs import Parl, policy_hash, tree
@@ -69,10 +71,10 @@ def test_a_job_that_raises_and_one_that_is_killed_leave_the_others_alone(tmp_pat
     done = parl("train", "-m", *job, *args, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert states(sweep) == ["failed", "failed", "done"]
-    assert "job 0 (env.kwargs.mode=raise) failed: env 0 " in done.stdout
+    assert "job 0 (mode=raise) failed: env 0 " in done.stdout
     assert "the pole snapped" in done.stdout
-    assert "job 1 (env.kwargs.mode=kill) failed: was killed by SIGKILL" in done.stdout
-    assert "2 of 3 jobs failed: job 0 (" in done.stderr.splitlines()[-1]
+    assert "job 1 (mode=kill) failed: was killed by SIGKILL" in done.stdout
+    assert "2 of 3 jobs failed: job 0 (mode=raise), job 1 (mode=kill); go on with parl resume run=sweep " in done.stderr.splitlines()[-1]
     assert "fragile.py" in (sweep / "0" / "console.log").read_text()  # the env's own traceback
     assert json.loads((sweep / "2" / "result.json").read_text())["env_steps"] == 64
 
@@ -130,3 +132,29 @@ def test_an_interrupted_sweep_saves_what_runs(tmp_path):
     assert not children_of(sweep)
     assert json.loads((sweep / "0" / "run.json").read_text())["status"] == "interrupted"
     assert "interrupted" in (sweep / "0" / "console.log").read_text()
+
+
+def test_a_killed_search_goes_on_and_its_best_is_an_experiment(tmp_path):
+    sweep = tmp_path / "sweep"
+    space = ("sweep=search", "algo.gamma=interval(0.5,1)", "algo.num_epochs=interval(1,3)")
+    options = ("sweep.num_trials=3", "sweep.num_jobs=1", "hydra.sweep.dir=sweep", "total_steps=320")
+    with Parl("train", "-m", "env=cartpole", *TINY[1:3], *TINY[4:], *space, *options, cwd=tmp_path) as child:
+        child.wait_for(lambda: states(sweep)[:2] == ["done", "running"])
+        child.process.kill()
+        child.process.wait()
+    wait_until(lambda: not children_of(sweep))
+    first, second = sweep_json(sweep)["jobs"]
+
+    done = parl("resume", "run=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    jobs = sweep_json(sweep)["jobs"]
+    assert states(sweep) == ["done"] * 3
+    assert jobs[0]["params"] == first["params"]
+    assert jobs[1]["params"] == second["params"]
+    assert jobs[0]["attempts"] == 1
+
+    assert "parl train experiment=best --config-dir sweep" in done.stdout
+    again = parl("train", "experiment=best", "--config-dir", "sweep", "--cfg", "job", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    best = max(jobs, key=lambda job: job["result"]["values"][0])
+    assert yaml.safe_load(again.stdout)["algo"]["gamma"] == pytest.approx(best["params"]["algo.gamma"], abs=1e-6)
