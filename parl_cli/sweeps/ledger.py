@@ -73,7 +73,6 @@ class Ledger:
         argv: what the user typed.
         options: a `SweepConfig`, or for a search a `SearchConfig`.
         plugins: modules that the user named.
-        launcher: where jobs run: its name, and its own options.
         base: of a search, what its trials have in common: see `search.new_search`.
         jobs: by number.
     """
@@ -82,7 +81,6 @@ class Ledger:
     argv: list[str]
     options: SweepConfig
     plugins: list[str] = field(default_factory=list)
-    launcher: dict[str, Any] = field(default_factory=lambda: {"name": "parallel"})
     base: dict[str, Any] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
 
@@ -137,7 +135,7 @@ class Ledger:
 
     def save(self) -> None:
         """Write sweep.json, atomically."""
-        about = {name: to_plain(getattr(self, name)) for name in ("argv", "options", "plugins", "launcher", "base")}
+        about = {name: to_plain(getattr(self, name)) for name in ("argv", "options", "plugins", "base")}
         kind = "search" if isinstance(self.options, SearchConfig) else "grid"
         jobs = [dataclasses.asdict(job) for job in self.jobs]
         write_json(self.path / FILE, {"format": FORMAT, "kind": kind, **about, "jobs": jobs})
@@ -180,7 +178,6 @@ def read(text: str) -> Ledger:
             [str(word) for word in values["argv"]],
             parse(SearchConfig if values["kind"] == "search" else SweepConfig, values["options"], "options"),
             [str(module) for module in values["plugins"]],
-            dict(values["launcher"]),
             dict(values["base"]),
             [_job(entry) for entry in values["jobs"]],
         )

@@ -14,7 +14,7 @@ from tests.helpers.sweeps import CONFIG, new_ledger
 def test_what_is_saved_is_what_is_read(tmp_path):
     ledger = new_ledger(tmp_path, ["seed=1", "seed=2"], num_jobs=3)
     ledger.jobs[1].state, ledger.jobs[1].result = State.DONE, {"return_mean": 9.5}
-    ledger.plugins, ledger.launcher = ["my.plugin"], {"name": "slurm", "partition": "gpu"}
+    ledger.plugins = ["my.plugin"]
     ledger.save()
     assert is_sweep(tmp_path)
     assert read(str(tmp_path)) == ledger
