@@ -234,7 +234,7 @@ class ReportCommand:
         None, "scores whose first passing counts: [475], or thresholds.cartpole=[475]; where none: parts of the way"
     )
     normalize: dict[str, list[float]] | None = option(
-        None, "what is 0 and what is 1 over all tasks, like normalize.cartpole=[0,500]; else the lowest and highest score"
+        None, "what is 0 and what is 1 over all tasks: normalize.cartpole=[0,500]; else the lowest and highest score"
     )
     confidence: float = option(0.95, "of the bootstrap intervals", gt=0, lt=1)
     resamples: int = option(5000, "bootstrap resamples", ge=100, le=1_000_000)

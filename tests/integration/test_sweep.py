@@ -74,7 +74,8 @@ def test_a_job_that_raises_and_one_that_is_killed_leave_the_others_alone(tmp_pat
     assert "job 0 (mode=raise) failed: env 0 " in done.stdout
     assert "the pole snapped" in done.stdout
     assert "job 1 (mode=kill) failed: was killed by SIGKILL" in done.stdout
-    assert "2 of 3 jobs failed: job 0 (mode=raise), job 1 (mode=kill); go on with parl resume run=sweep " in done.stderr.splitlines()[-1]
+    last = done.stderr.splitlines()[-1]
+    assert "2 of 3 jobs failed: job 0 (mode=raise), job 1 (mode=kill); go on with parl resume run=sweep " in last
     assert "fragile.py" in (sweep / "0" / "console.log").read_text()  # the env's own traceback
     assert json.loads((sweep / "2" / "result.json").read_text())["env_steps"] == 64
 
