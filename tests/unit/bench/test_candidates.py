@@ -90,7 +90,7 @@ def test_actors_share_the_envs_and_the_cores(monkeypatch):
 
 
 def test_tuning_leaves_out_sizes_that_the_actors_cannot_share():
-    config = train_config(num_envs=12, actors=ThreadActors.Config(num_actors=3))
+    config = train_config(num_envs=12, actors=ThreadActors.Config(num_actors=3, max_policy_lag=0))
     refused = {}
     found = candidates.sizes(config, BenchCommand(tune=True), SPEC, refused.__setitem__)
     assert [sized.num_envs for sized in found] == [12]
