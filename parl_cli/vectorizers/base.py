@@ -22,11 +22,18 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from parl_cli.errors import ConfigError, EnvError, ParlError
+from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.types import EnvStep
 from parl_cli.vectorizers.blocks import Blocks, Layout, make_layout
 from parl_cli.vectorizers.calls import split
-from parl_cli.vectorizers.description import EnvDescription
+from parl_cli.vectorizers.description import (
+    EnvDescription,
+    ObservationMode,
+    batch_each,
+    check_alike,
+    check_mode,
+    one_env,
+)
 from parl_cli.vectorizers.face import GymnasiumFace
 from parl_cli.vectorizers.group import EpisodeSeed
 from parl_cli.vectorizers.structured import write_batch
@@ -42,7 +49,7 @@ class Vectorizer(GymnasiumFace):
     """Steps N envs, in whatever places the subclass keeps.
 
     Args:
-        env_fns: one factory per env; every env has the same spaces.
+        env_fns: one factory per env; every env has the same spaces (but see `observation_mode`).
         num_workers: how many places the envs are spread over.
         autoreset_mode: Gymnasium's; the runner's face needs SAME_STEP.
         episode_seed: (env id, episode number) -> reset seed, for every reset that is given no seed. Worker processes
@@ -52,6 +59,9 @@ class Vectorizer(GymnasiumFace):
         num_groups: parts that a worker's envs are split into; it steps one part after the other.
         batch_size: envs that `recv` waits for, at most all that step; None: all.
         max_restarts: workers that may be replaced by new ones before one more failure is an error.
+        observation_mode: Gymnasium's: `same`; `different`, for spaces that have other bounds; or what to take for the
+            spaces of all envs and of one.
+        copy: whether `reset` and `step` give observations as copies; else as views, valid until the next call.
 
     Attributes:
         episode_numbers: [N] int64, the episode each env is in.
@@ -78,13 +88,18 @@ class Vectorizer(GymnasiumFace):
         num_groups: int = 1,
         batch_size: int | None = None,
         max_restarts: int = 0,
+        observation_mode: ObservationMode = "same",
+        copy: bool = True,
     ) -> None:
+        check_mode(observation_mode)
         self.env_fns = list(env_fns)
         self.num_envs = len(self.env_fns)
         if not self.env_fns:
             raise ConfigError("num_envs=0: must be at least 1")
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.episode_seed = episode_seed
+        self.observation_mode = observation_mode
+        self.copy = copy
         self.batch_size = batch_size or self.num_envs
         self.max_restarts = max_restarts
         self.restarts = 0
@@ -112,16 +127,17 @@ class Vectorizer(GymnasiumFace):
         """Take over what the workers tell of their envs, and give them their rows."""
         first = descriptions[0]
         for ids, description in zip(self.slices, descriptions, strict=True):
-            first.check_same(description, ids.start)
+            first.check_same(0, description, ids.start, same_observations=self.observation_mode == "same")
         self.num_agents = first.num_agents
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = first.render_mode
         self.spec = first.spec
-        self.single_observation_space = first.observation_space
+        self._set_observation_spaces(descriptions)
         self.single_action_space = first.action_space
-        self._layout = make_layout(first.observation_space, first.action_space, self.num_envs, self.num_agents)
-        self.observation_space = self._batched(first.observation_space)
         self.action_space = self._batched(first.action_space)
+        self._layout = make_layout(
+            self.single_observation_space, self.single_action_space, self.num_envs, self.num_agents
+        )
         self._blocks = self._allocate(self._layout)
         self._blocks.episode_numbers[:] = -1
         self._none_ended = (
@@ -134,9 +150,25 @@ class Vectorizer(GymnasiumFace):
             self._attach(section)
         self._collect()
 
+    def _set_observation_spaces(self, descriptions: list[EnvDescription]) -> None:
+        mode, self.single_observation_space = self.observation_mode, descriptions[0].observation_space
+        if mode == "same":
+            self.observation_space = self._batched(self.single_observation_space)
+            return
+        each = [space for description in descriptions for space in description.each_observation_space]
+        if isinstance(mode, tuple):
+            self.observation_space, self.single_observation_space = mode
+        check_alike(self.single_observation_space, each)
+        if mode == "different":
+            self.observation_space = batch_each(each, self.num_agents)
+
     def _batched(self, space: gym.Space) -> gym.Space:
-        one_env = space if self.num_agents is None else batch_space(space, self.num_agents)
-        return batch_space(one_env, self.num_envs)
+        return batch_space(one_env(space, self.num_agents), self.num_envs)
+
+    def _group_arguments(self, ids: range) -> tuple:
+        """What the `EnvGroup` of these envs is made of."""
+        env_fns, same = self.env_fns[ids.start : ids.stop], self.observation_mode == "same"
+        return env_fns, ids.start, self.autoreset_mode, self.episode_seed, same
 
     # ---- hooks of the subclasses, besides those of `WorkerCalls` ----
 
@@ -204,7 +236,7 @@ class Vectorizer(GymnasiumFace):
             EnvError: an env raised or broke its contract; only `begin` or `reset` can follow.
             WorkerError: a worker died or hung; the vectorizer is closed.
         """
-        if not self._num_pending:
+        if not self._num_pending or self._asked:
             raise ParlError("recv without send: no env was given an action")
         if self.batch_size >= self._num_pending:
             self._collect(timeout)
@@ -291,6 +323,8 @@ class Vectorizer(GymnasiumFace):
 
     def _dispatch(self, actions: Any, env_ids: np.ndarray | None, want_infos: bool = False) -> None:
         """Write the actions into the block and let the envs step."""
+        if self._asked:
+            raise ParlError(f"{self._asked}_async is not answered yet: call {self._asked}_wait() first")
         if self._unready:
             raise ParlError(self._unready)
         if env_ids is None:
@@ -329,7 +363,8 @@ class Vectorizer(GymnasiumFace):
         return ids
 
     def _replace(self, worker: int, error: Exception) -> bool:
-        if self._unready or self.restarts >= self.max_restarts:
+        stepping = self._num_pending > 0
+        if self._unready or self.restarts >= self.max_restarts or (not stepping and isinstance(error, EnvError)):
             return False
         self.restarts += 1
         log.warning(
@@ -352,6 +387,9 @@ class Vectorizer(GymnasiumFace):
             self._attach(section)
             self._expect(section, self.start_timeout_s)
             self._submit(section, "begin", ())
+        if not stepping:  # a step that is lost is told in its rows; nothing tells of another call
+            first_line = str(error).partition("\n")[0]
+            self._errors[self._sections_of(worker)[0]] = WorkerError(f"{first_line}; it was replaced: call again")
         return True
 
     def _answered(self) -> None:
@@ -361,6 +399,8 @@ class Vectorizer(GymnasiumFace):
     def _check_idle(self) -> None:
         if self.closed:
             raise ParlError(self._unready)
+        if self._asked:
+            raise ParlError(f"{self._asked}_async is not answered yet: call {self._asked}_wait() first")
         if self._num_pending:
             raise ParlError("envs are still stepping: call recv() first")
 

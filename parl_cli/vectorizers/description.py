@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 from gymnasium import spaces
+from gymnasium.spaces.utils import is_space_dtype_shape_equiv
+from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
 from parl_cli.errors import ConfigError
+from parl_cli.vectorizers.structured import item_layout
+
+ObservationMode = str | tuple[spaces.Space, spaces.Space]  # "same", "different", or the spaces (of all envs, of one)
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,7 @@ class EnvDescription:
     metadata: dict[str, Any]
     render_mode: str | None
     spec: Any
+    each_observation_space: tuple[spaces.Space, ...] = ()  # of every env of a group, where they may differ
 
     @classmethod
     def of(cls, env: gym.Env) -> EnvDescription:
@@ -37,9 +44,47 @@ class EnvDescription:
             spec=env.spec,
         )
 
-    def check_same(self, other: EnvDescription, env_id: int) -> None:
-        """Raise ConfigError unless `other`, the description of env `env_id`, can share blocks with this one."""
+    def check_same(self, env_id: int, other: EnvDescription, other_id: int, *, same_observations: bool) -> None:
+        """Raise ConfigError unless env `other_id` can share blocks with `env_id`, which is described here.
+
+        Without `same_observations` their spaces are left to `check_alike`.
+        """
         for part in ("observation_space", "action_space", "num_agents"):
             mine, theirs = getattr(self, part), getattr(other, part)
-            if mine != theirs:
-                raise ConfigError(f"env {env_id}: its {part} {theirs} differs from env 0's {mine}; make them equal")
+            if mine == theirs or (part == "observation_space" and not same_observations):
+                continue
+            way_out = "make them equal"
+            if part == "observation_space":
+                way_out += ", or say observation_mode='different' where only the bounds differ"
+            raise ConfigError(f"env {other_id}: its {part} {theirs} differs from env {env_id}'s {mine}; {way_out}")
+
+
+def check_mode(mode: ObservationMode) -> None:
+    """Raise ConfigError unless it is an observation mode of Gymnasium's."""
+    if isinstance(mode, tuple) and len(mode) == 2 and all(isinstance(space, spaces.Space) for space in mode):
+        return
+    if mode not in ("same", "different"):
+        raise ConfigError(
+            f"observation_mode={mode!r}: choose 'same', 'different', or a tuple of two spaces, of all envs and of one"
+        )
+
+
+def check_alike(space: spaces.Space, each: Sequence[spaces.Space]) -> None:
+    """Raise ConfigError unless the envs' observation spaces, one `each`, are laid out as `space`."""
+    item_layout(space, "observation")  # refuses what Gymnasium cannot compare
+    for env_id, theirs in enumerate(each):
+        if not is_space_dtype_shape_equiv(space, theirs):
+            raise ConfigError(
+                f"env {env_id}: its observation_space {theirs} differs from {space} in more than bounds; "
+                "give all envs one shape, dtype and set of keys"
+            )
+
+
+def batch_each(each: Sequence[spaces.Space], num_agents: int | None) -> spaces.Space:
+    """The observation space of envs whose own are alike, but not the same."""
+    return batch_differing_spaces([one_env(space, num_agents) for space in each])
+
+
+def one_env(space: spaces.Space, num_agents: int | None) -> spaces.Space:
+    """The space of one env, from that of one agent (None: the env's own)."""
+    return space if num_agents is None else batch_space(space, num_agents)

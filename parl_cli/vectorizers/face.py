@@ -16,10 +16,15 @@ from parl_cli.vectorizers.structured import unpack
 
 
 class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium lets close take anything
-    """Behaves like `gymnasium.vector.SyncVectorEnv`, wherever the envs live."""
+    """Behaves like `gymnasium.vector.SyncVectorEnv`, wherever the envs live.
 
+    `reset`, `step` and `call` come in halves as well, as `AsyncVectorEnv` has them: `…_async` asks, `…_wait` waits.
+    """
+
+    copy: bool
     _blocks: Blocks
     _lost: np.ndarray
+    _asked = ""  # the half that waits for its other one: reset, step or call
 
     def _dispatch(self, actions: Any, env_ids: np.ndarray | None, want_infos: bool = False) -> None:
         """Write the actions into the block and let the envs step."""
@@ -37,6 +42,13 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
         Returns:
             (obs [N(, A), *item], infos).
         """
+        self.reset_async(seed, options)
+        return self.reset_wait()
+
+    def reset_async(
+        self, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        """Begin what `reset` does."""
         self._check_idle()
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         seeds = [None] * self.num_envs if seeds is None else list(seeds)
@@ -48,11 +60,16 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
             options = {key: value for key, value in options.items() if key != "reset_mask"}
         if self._unready and not mask.all():
             raise ParlError(self._unready)
+        self._lost[mask] = False
         for section, ids in enumerate(self.slices):
             rows = mask[ids.start : ids.stop].nonzero()[0].tolist()
             if rows:
                 self._call(section, "reset", rows, [seeds[ids[row]] for row in rows], options)
-        infos = self._merge_infos(self._collect())
+        self._asked = "reset"
+
+    def reset_wait(self, timeout: float | None = None) -> tuple[Any, dict[str, Any]]:
+        """What `reset` gives; TimeoutError after `timeout` seconds, and it may be called again."""
+        infos = self._merge_infos(self._answers("reset", timeout))
         self._unready = ""
         return self._obs(), infos
 
@@ -64,8 +81,17 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
             has an array over envs and a mask under `_key`; SAME_STEP adds `final_obs` and `final_info`;
             `lost` (bool [N]) is there when a worker was replaced: those envs begin a new episode.
         """
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: Any) -> None:
+        """Begin what `step` does."""
         self._dispatch(actions, None, want_infos=True)
-        infos = self._merge_infos(self._collect())
+        self._asked = "step"
+
+    def step_wait(self, timeout: float | None = None) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """What `step` gives; TimeoutError after `timeout` seconds, and it may be called again."""
+        infos = self._merge_infos(self._answers("step", timeout))
         self._answered()
         blocks = self._blocks
         obs, reward = self._obs(), blocks.reward.copy()
@@ -78,8 +104,19 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every env (or read an attribute); one result per env."""
+        self.call_async(name, *args, **kwargs)
+        return self.call_wait()
+
+    def call_async(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Begin what `call` does."""
         self._check_idle()
-        return tuple(result for results in self._call_all("call", name, args, kwargs) for result in results)
+        for section in range(len(self.slices)):
+            self._call(section, "call", name, args, kwargs)
+        self._asked = "call"
+
+    def call_wait(self, timeout: float | None = None) -> tuple[Any, ...]:
+        """What `call` gives; TimeoutError after `timeout` seconds, and it may be called again."""
+        return tuple(result for results in self._answers("call", timeout) for result in results)
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Read an attribute of every env."""
@@ -93,7 +130,8 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
             raise ValueError(f"{len(each)} values for num_envs={self.num_envs}: give one per env, or one for all")
         for section, ids in enumerate(self.slices):
             self._call(section, "set_attr", name, each[ids.start : ids.stop])
-        self._collect()
+        self._asked = "call"
+        self._answers("call")
 
     def render(self) -> tuple[Any, ...]:
         """Every env's frame."""
@@ -109,8 +147,26 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
         """The seed of every env's random generator."""
         return self.get_attr("np_random_seed")
 
+    def _answers(self, kind: str, timeout: float | None = None) -> list[Any]:
+        """Wait for what was asked, which must be of this kind."""
+        if self._asked != kind:
+            raise ParlError(f"{kind}_wait without {kind}_async: nothing was asked")
+        unready = self._unready
+        try:
+            results = self._collect(timeout)
+        except TimeoutError:
+            raise
+        except BaseException:
+            self._asked = ""
+            if kind == "call" and not self.closed:
+                self._unready = unready  # an attribute that an env has not is no reason to reset it
+            raise
+        self._asked = ""
+        return results
+
     def _obs(self) -> Any:
-        return unpack(self.single_observation_space, self._blocks.obs.copy())
+        obs = self._blocks.obs
+        return unpack(self.single_observation_space, obs.copy() if self.copy else obs)
 
     def _check_idle(self) -> None:
         raise NotImplementedError

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -39,6 +40,7 @@ class EnvGroup:
         env_fns: what makes the envs, called at once and in order.
         first_id: id of the first env.
         autoreset_mode: what happens to an env whose episode ended.
+        same_observations: whether their observation spaces must be equal; else the description has each.
         episode_seed: gives the seed of every reset that names none; None: such resets are unseeded.
 
     Raises:
@@ -52,19 +54,20 @@ class EnvGroup:
         first_id: int,
         autoreset_mode: AutoresetMode,
         episode_seed: EpisodeSeed | None,
+        same_observations: bool = True,
     ) -> None:
         self.envs: list[gym.Env] = []
         self._first_id = first_id
         self._mode = autoreset_mode
         self._episode_seed = episode_seed
         try:
-            self._make(env_fns)
+            self._make(env_fns, same_observations)
         except ParlError:
             with contextlib.suppress(EnvError):
                 self.close()
             raise
 
-    def _make(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+    def _make(self, env_fns: Sequence[Callable[[], gym.Env]], same_observations: bool) -> None:
         for row, env_fn in enumerate(env_fns):
             try:
                 env = env_fn()
@@ -74,7 +77,12 @@ class EnvGroup:
             self.envs.append(env)
             if row == 0:
                 self.description = description
-            self.description.check_same(description, self._first_id + row)
+            self.description.check_same(
+                self._first_id, description, self._first_id + row, same_observations=same_observations
+            )
+        if not same_observations:
+            each = tuple(env.observation_space for env in self.envs)
+            self.description = replace(self.description, each_observation_space=each)
 
     def attach(self, blocks: Blocks) -> None:
         """Take the rows to write into. Comes before any reset."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
@@ -31,6 +32,7 @@ class SerialVectorizer(Vectorizer):
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         episode_seed: EpisodeSeed | None = None,
+        **options: Any,
     ) -> None:
         self._jobs: deque[tuple[str, tuple]] = deque()
         self._group: EnvGroup | None = None
@@ -42,6 +44,7 @@ class SerialVectorizer(Vectorizer):
             episode_seed=episode_seed,
             start_timeout_s=float("inf"),
             step_timeout_s=float("inf"),
+            **options,
         )
 
     @property
@@ -59,7 +62,7 @@ class SerialVectorizer(Vectorizer):
         method, args = self._jobs.popleft()
         try:
             if self._group is None:
-                self._group = EnvGroup(self.env_fns, 0, self.autoreset_mode, self.episode_seed)
+                self._group = EnvGroup(*self._group_arguments(self.slices[0]))
                 return [(0, self._group.description)]
             return [(0, getattr(self._group, method)(*args))]
         except BaseException as error:  # raised by whoever waits for the answer, which is the next frame

@@ -26,7 +26,7 @@ from gymnasium.vector import AutoresetMode
 
 from parl_cli import errors
 from parl_cli.config import option
-from parl_cli.errors import ConfigError, suggest
+from parl_cli.errors import ConfigError, ParlError, suggest
 from parl_cli.vectorizers import bells, processes
 from parl_cli.vectorizers import worker as protocol
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
@@ -43,7 +43,10 @@ _KILL_TIMEOUT_S = 2.0
 
 
 class SubprocessVectorizer(Vectorizer):
-    """One worker is one process. See `Vectorizer`; factories and `episode_seed` travel by cloudpickle."""
+    """One worker is one process. See `Vectorizer`; factories and `episode_seed` travel by cloudpickle.
+
+    What `gymnasium.vector.AsyncVectorEnv` takes besides is taken too, where it can mean something here.
+    """
 
     @dataclass(frozen=True)
     class Config:
@@ -70,9 +73,10 @@ class SubprocessVectorizer(Vectorizer):
         step_timeout_s: float = 60.0,
         max_restarts: int = 0,
         spin_us: float = 1000.0,
-        context: str = "spawn",
-        **parts: Any,
+        context: str | None = "spawn",
+        **options: Any,
     ) -> None:
+        context = context or "spawn"
         allowed = {"spawn", "forkserver"} & set(multiprocessing.get_all_start_methods())
         if context not in allowed:
             raise ConfigError(f"vectorizer.context={context}: {suggest(context, allowed)}")
@@ -96,7 +100,7 @@ class SubprocessVectorizer(Vectorizer):
             start_timeout_s=start_timeout_s,
             step_timeout_s=step_timeout_s,
             max_restarts=max_restarts,
-            **parts,
+            **_own_options(options),
         )
 
     def _launch(self) -> None:
@@ -117,10 +121,7 @@ class SubprocessVectorizer(Vectorizer):
         return Waiter([*self._connections, *(process.sentinel for process in self._processes)])
 
     def _payload(self, worker: int) -> bytes:
-        sections = [self.slices[section] for section in self._sections_of(worker)]
-        makes = [
-            (self.env_fns[ids.start : ids.stop], ids.start, self.autoreset_mode, self.episode_seed) for ids in sections
-        ]
+        makes = [self._group_arguments(self.slices[section]) for section in self._sections_of(worker)]
         try:
             return cloudpickle.dumps(makes)
         except Exception as error:
@@ -174,11 +175,21 @@ class SubprocessVectorizer(Vectorizer):
                 return
             message = bytes((protocol.NUDGE, index))
         elif not whole_step:
-            message = bytes((protocol.CALL, index)) + cloudpickle.dumps((method, args))
+            message = bytes((protocol.CALL, index)) + self._pickled(section, method, args)
         try:
             self._connections[worker].send_bytes(message)
         except OSError:
             self._report_death(worker)
+
+    def _pickled(self, section: int, method: str, args: tuple) -> bytes:
+        try:
+            return cloudpickle.dumps((method, args))
+        except Exception as error:
+            self._owed[section] -= 1  # nobody was asked, so nobody will answer
+            raise ParlError(
+                f"what was given to {method} cannot be sent to a process ({type(error).__name__}: {error}); use "
+                "vectorizer=serial or vectorizer=thread"
+            ) from None
 
     def _replies(self, timeout_s: float) -> list[Reply]:
         # in lock-step all must answer, so one is waited for at a time: this process is woken less often
@@ -245,6 +256,16 @@ class SubprocessVectorizer(Vectorizer):
         if self._memory is not None:
             self._memory.close_file()
         return self._finalizer() or []
+
+
+def _own_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that only `AsyncVectorEnv` has; ConfigError for one that cannot be had."""
+    ways_out = {"worker": "what it changes, a wrapper of the env can do", "max_concurrency": "num_workers says as much"}
+    for name, way_out in ways_out.items():
+        if options.get(name) is not None:
+            raise ConfigError(f"{name}={options[name]!r}: there is no such option here; {way_out}")
+    # workers may always have children and never outlive their parent; observations are always in shared memory
+    return {name: value for name, value in options.items() if name not in {"daemon", "shared_memory", *ways_out}}
 
 
 def _end(workers: list[BaseProcess], connections: list[Connection]) -> list[str]:

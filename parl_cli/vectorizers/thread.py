@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gymnasium.vector import AutoresetMode
 
@@ -47,6 +48,7 @@ class ThreadVectorizer(Vectorizer):
         num_workers: int | None = None,
         start_timeout_s: float = 120.0,
         step_timeout_s: float = 60.0,
+        **options: Any,
     ) -> None:
         self._inboxes: list[queue.SimpleQueue[Job | None]] = []
         self._outbox: queue.SimpleQueue[Reply] = queue.SimpleQueue()
@@ -59,15 +61,15 @@ class ThreadVectorizer(Vectorizer):
             episode_seed=episode_seed,
             start_timeout_s=start_timeout_s,
             step_timeout_s=step_timeout_s,
+            **options,
         )
 
     def _launch(self) -> None:
         for worker, ids in enumerate(self.slices):
             inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-            make = (self.env_fns[ids.start : ids.stop], ids.start, self.autoreset_mode, self.episode_seed)
             thread = threading.Thread(
                 target=_work,
-                args=(worker, make, inbox, self._outbox, self._faults),
+                args=(worker, self._group_arguments(ids), inbox, self._outbox, self._faults),
                 name=f"parl-envs-{worker}",
                 daemon=True,
             )
