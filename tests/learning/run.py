@@ -56,6 +56,10 @@ TARGETS = {
     "ppo/bipedal_walker": Target(3, 280, "287.9 (RL Zoo PPO, 5M)"),
     "truly_ppo/cartpole": Target(5, 475, "no figure"),
     "truly_ppo/lunar_lander": Target(3, 240, "no figure"),
+    "appo/cartpole": Target(5, 475, "no figure"),
+    "impala/cartpole": Target(5, 475, "no figure"),
+    "a2c/cartpole": Target(5, 475, "500 (RL Zoo A2C, 500k)"),
+    "a3c/cartpole": Target(5, 475, "no figure"),
 }
 
 

@@ -1,0 +1,131 @@
+"""What a policy lag costs, and what V-trace wins back: areas under learning curves, with and without the correction.
+
+    python -m tests.learning.lag                       # everything below, 5 seeds
+    python -m tests.learning.lag impala --seeds 3
+
+Each run is `parl train algo=… env=cartpole debug.policy_lag=… algo.vtrace=… seed=…`, with nothing else typed. The area
+is the mean over all metrics rows, which are equally far apart in env steps, of the mean return of the last 100
+training episodes: the height of a curve, not its end. One row per (algorithm, lag, correction, seed, commit) is added
+to lag.csv; what is there is not run again, whatever the commit. LAG.md is written anew from the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from tests.learning.run import HERE, append_row, commit, parl
+
+ROWS = HERE / "lag.csv"
+TABLE = HERE / "LAG.md"
+FIELDS = ["algo", "lag", "vtrace", "seed", "commit", "area", "final_return", "ess", "steps"]
+ALGOS = ["impala", "appo"]
+LAGS = [0, 8]
+
+
+def run(algo: str, lag: int, vtrace: bool, seed: int) -> dict[str, Any]:
+    """Train one seed and return its row."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        correction = f"algo.vtrace={str(vtrace).lower()}"
+        choice = [f"algo={algo}", "env=cartpole", f"debug.policy_lag={lag}", correction, f"seed={seed}"]
+        parl("train", *choice, f"hydra.run.dir={folder / 'run'}", cwd=folder)
+        text = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    returns = [row["episode/return_mean"] for row in rows if "episode/return_mean" in row]
+    ess = [row["policy/ess"] for row in rows if "policy/ess" in row]
+    return {
+        "algo": algo,
+        "lag": lag,
+        "vtrace": vtrace,
+        "seed": seed,
+        "commit": commit(),
+        "area": round(statistics.mean(returns), 1),
+        "final_return": round(returns[-1], 1),
+        "ess": round(statistics.mean(ess), 3) if ess else "",
+        "steps": rows[-1]["env_steps"],
+    }
+
+
+def read_rows() -> list[dict[str, str]]:
+    """All rows so far."""
+    if not ROWS.exists():
+        return []
+    with ROWS.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write_table() -> None:
+    """LAG.md: of the newest row of each seed, areas with and without the correction, and their difference."""
+    lines = [
+        "# Policy lag, with and without V-trace",
+        "",
+        "Written by `python -m tests.learning.lag` from lag.csv. CartPole; area: mean height of the learning curve "
+        "(return of the last 100 training episodes), [ ]: bootstrapped 95 % interval of the mean over seeds. The "
+        "difference is taken seed by seed. ESS: effective share of the samples under their importance ratios.",
+        "",
+        "| algorithm | lag | area, V-trace on | V-trace off | difference | final, on / off | ESS | seeds | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rows = read_rows()
+    for algo in ALGOS:
+        for lag in LAGS:
+            line = _line([row for row in rows if (row["algo"], row["lag"]) == (algo, str(lag))])
+            if line:
+                lines.append(f"| `{algo}` | {lag} | {line} |")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _line(rows: list[dict[str, str]]) -> str:
+    on, off = ({row["seed"]: row for row in rows if row["vtrace"] == vtrace} for vtrace in ("True", "False"))
+    seeds = sorted(on.keys() & off.keys(), key=int)
+    if not seeds:
+        return ""
+    areas = [[float(side[seed]["area"]) for seed in seeds] for side in (on, off)]
+    finals = [statistics.mean(float(side[seed]["final_return"]) for seed in seeds) for side in (on, off)]
+    ess = [float(on[seed]["ess"]) for seed in seeds if on[seed]["ess"]]
+    cells = [
+        *map(_with_interval, areas),
+        _with_interval([a - b for a, b in zip(*areas, strict=True)]),
+        f"{finals[0]:.0f} / {finals[1]:.0f}",
+        f"{statistics.mean(ess):.2f}",
+        str(len(seeds)),
+        ", ".join(sorted({side[seed]["commit"] for side in (on, off) for seed in seeds})),
+    ]
+    return " | ".join(cells)
+
+
+def _with_interval(values: list[float]) -> str:
+    from parl_cli.training.evaluate import bootstrap_interval
+
+    low, high = bootstrap_interval(values)
+    return f"{statistics.mean(values):.0f} [{low:.0f}, {high:.0f}]"
+
+
+def main() -> None:
+    """Run what is asked for and not yet there, seed by seed, so that a stopped command leaves whole comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("algos", nargs="*", default=ALGOS, help="default: all")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 1…N")
+    arguments = parser.parse_args()
+    for seed in range(1, arguments.seeds + 1):
+        for algo in arguments.algos:
+            for lag in LAGS:
+                for vtrace in (True, False):
+                    wanted = {"algo": algo, "lag": str(lag), "vtrace": str(vtrace), "seed": str(seed)}
+                    if any(wanted.items() <= row.items() for row in read_rows()):
+                        continue
+                    row = run(algo, lag, vtrace, seed)
+                    append_row(ROWS, FIELDS, row)
+                    write_table()
+                    print(f"{algo} lag {lag} V-trace {vtrace} seed {seed}: area {row['area']}", flush=True)
+    write_table()
+
+
+if __name__ == "__main__":
+    main()
