@@ -17,7 +17,6 @@ from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeed
 from parl_cli.envs.gymnasium_adapter import is_import_id
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.functional.noise import stream_key
-from parl_cli.metrics.tensorboard import TensorBoardSink
 from parl_cli.training import checkpoint
 from parl_cli.training.device import select_device
 from parl_cli.training.evaluate import MAX_PARALLEL, EpisodeSpread
@@ -55,8 +54,8 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     if config.init_from is not None:
         warm = checkpoint.load(checkpoint.find(config.init_from))
         checkpoint.load_weights(policy, warm.policy, warm.path)
-    if config.logger.tensorboard:
-        TensorBoardSink("")  # raises where the extra is missing; writes nothing before its first row
+    for name, options in config.logger.sinks.items():
+        registry.load("sink", name).check(options)
     return config
 
 

@@ -129,10 +129,9 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Where metrics go. metrics.jsonl is always written: it is the truth that the others are copies of."""
+    """Where metrics go. metrics.jsonl is always written: it is the truth that the sinks are copies of."""
 
-    csv: bool = option(True, "write metrics.csv")
-    tensorboard: bool = option(False, "write TensorBoard event files (needs the extra `tensorboard`)")
+    sinks: Any = option({"csv": {}}, "copies of metrics.jsonl, name: {option: value}; null takes one away")
     live: bool = option(True, "show the live panel when the output is a terminal")
     plot: bool = option(True, "draw learning_curve.png at the end")
     every_steps: int | None = option(None, "env steps between metric rows; null: every update", ge=1)
@@ -261,7 +260,30 @@ def parse_train(values: Mapping[str, Any]) -> TrainConfig:
         typed[kind] = parse_component(kind, values.get(kind))
     for part, cls in (("checkpoint", CheckpointConfig), ("eval", EvalConfig), ("logger", LoggerConfig)):
         typed[part] = parse(cls, values.get(part, {}), part)
+    typed["logger"] = dataclasses.replace(typed["logger"], sinks=parse_sinks(typed["logger"].sinks))
     return dataclasses.replace(config, **typed)
+
+
+def parse_sinks(values: Any) -> dict[str, Any]:
+    """The sinks by name, each with its options by the `Config` of its class.
+
+    Args:
+        values: name → options; `true` for none of its own, null or `false` to do without it; or a list of names.
+
+    Raises:
+        ConfigError: no such sink, or options that it does not take.
+    """
+    if isinstance(values, list) and all(isinstance(name, str) for name in values):
+        values = {name: {} for name in values}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"logger.sinks={_show(values)}: must be names, or names with options: {{csv: {{}}}}")
+    return {
+        str(name): parse(
+            registry.load("sink", str(name)).Config, {} if options is True else options, f"logger.sinks.{name}"
+        )
+        for name, options in values.items()
+        if options is not None and options is not False
+    }
 
 
 def parse_component(kind: str, values: Any) -> Any:

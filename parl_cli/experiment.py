@@ -25,16 +25,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parl_cli import build, plugins
+from parl_cli import build, plugins, registry
 from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import TrainConfig, to_plain
 from parl_cli.envs.factory import EVAL_ROLE, TEST_ROLE, env_spec
 from parl_cli.errors import CheckpointError, ConfigError, ParlError
 from parl_cli.functional.noise import stream_key
-from parl_cli.metrics.csv import CsvSink
 from parl_cli.metrics.jsonl import JsonlSink
-from parl_cli.metrics.sinks import NoFile, Sink, SinkGroup
-from parl_cli.metrics.tensorboard import TensorBoardSink
+from parl_cli.metrics.sinks import NoFile, RunRecord, SinkGroup
 from parl_cli.reports.learning_curve import plot_learning_curve
 from parl_cli.training import checkpoint
 from parl_cli.training.evaluate import MAX_PARALLEL, Evaluation, evaluate
@@ -492,9 +490,8 @@ def changed(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
 def _make_sinks(config: TrainConfig, run: RunDir | None) -> SinkGroup:
     if run is None:
         return SinkGroup(NoFile())
-    copies: list[Sink] = [CsvSink(run.path / "metrics.csv")] if config.logger.csv else []
-    if config.logger.tensorboard:
-        copies.append(TensorBoardSink(run.path / "tensorboard"))
+    record = RunRecord(run.path, to_plain(config))
+    copies = [registry.load("sink", name).make(record, options) for name, options in config.logger.sinks.items()]
     return SinkGroup(JsonlSink(run.metrics), copies)
 
 

@@ -181,6 +181,9 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for kind in ("vectorizer", "policy", "actors", "algo"):
         group = values.get(kind)
         names.append((kind, group.get("name") if isinstance(group, Mapping) else None))
+    logger = values.get("logger")
+    sinks = logger.get("sinks") if isinstance(logger, Mapping) else None
+    names += [("sink", name) for name in (sinks if isinstance(sinks, Mapping | list) else ())]
     return ((kind, name) for kind, name in names if isinstance(name, str))
 
 

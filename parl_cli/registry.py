@@ -59,6 +59,12 @@ _TARGETS: dict[str, dict[str, str]] = {
         "fresh_world": "parl_cli.envs.wrappers:FreshWorld",
         "time_limit": "parl_cli.envs.wrappers:TimeLimit",
     },
+    "sink": {
+        "csv": "parl_cli.metrics.csv:CsvSink",
+        "tensorboard": "parl_cli.metrics.tensorboard:TensorBoardSink",
+        "wandb": "parl_cli.metrics.wandb:WandbSink",
+        "mlflow": "parl_cli.metrics.mlflow:MlflowSink",
+    },
 }
 
 _CONFIG_DIRS: list[Path] = []

@@ -81,7 +81,7 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
     with session(config_dir) as hydra:
         # the sweep's config is the job's, with what -m adds
         config = compose(hydra, "sweep" if name == "train" else name, overrides)
-    choices = config.hydra.runtime.choices
+    choices = _chosen(config)
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     del values["hydra"]
     train_yaml = conf_files.comments(conf_files.builtin_conf() / "train.yaml")
@@ -92,7 +92,8 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
         lines += [*(_line(f.name, values.pop(f.name), f.metadata["doc"]) for f in own), ""]
     lines += [*_flags_of(name), "", "choices, group=option (* the present one):"]
     for group in conf_files.groups(config_dir):
-        shown = [f"{name}*" if choices.get(group) == name else name for name in conf_files.options(group, config_dir)]
+        present = choices.get(group, [])
+        shown = [f"{name}*" if name in present else name for name in conf_files.options(group, config_dir)]
         lines.append(f"  {group:<12}{', '.join(shown)}")
     lines += ["", f"keys{' of the job' if own else ''}, with their present values:"]
     documented = {field.name: field.metadata["doc"] for field in dataclasses.fields(TrainConfig) if field.metadata}
@@ -102,11 +103,13 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
             lines.append(_line(key, values[key], train_yaml.get(key) or documented.get(key, "")))
     for key, part in values.items():
         if isinstance(part, Mapping):
-            option = choices.get(key)
-            file = conf_files.options(key, config_dir).get(str(option)) if key in (*COMPONENTS, "logger") else None
+            present = choices.get(key, [])
+            files = conf_files.options(key, config_dir) if key in (*COMPONENTS, "logger") else {}
             docs = {f.name: f.metadata["doc"] for f in dataclasses.fields(_PARTS[key])} if key in _PARTS else {}
-            docs |= conf_files.comments(file) if file else _below(train_yaml, key)
-            title = documented.get(key, "") + (f" ({key}={option})" if option else "")
+            docs |= {} if files else _below(train_yaml, key)
+            for option in present:
+                docs |= conf_files.comments(files[option]) if option in files else {}
+            title = documented.get(key, "") + (f" ({key}={','.join(present)})" if present else "")
             lines += [
                 "",
                 f"{key}: {title}",
@@ -114,6 +117,16 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
                 *(_line(f"{key}.{p}".removeprefix("sweep.space."), v, docs.get(p, "")) for p, v in _flat(part)),
             ]
     return "\n".join([*lines, "", _EXAMPLES[name]])
+
+
+def _chosen(config: Any) -> dict[str, list[str]]:
+    """The chosen options of each group; several, as in logger=[tensorboard,wandb], are not among Hydra's choices."""
+    found = {group: [str(option)] for group, option in config.hydra.runtime.choices.items() if option is not None}
+    for text in config.hydra.overrides.task:
+        group, _, value = text.partition("=")
+        if value.startswith("[") and conf_files.options(group):
+            found[group] = [name.strip() for name in value.strip("[]").split(",")]
+    return found
 
 
 def _flags_of(name: str) -> list[str]:

@@ -192,17 +192,33 @@ TOPICS: dict[str, tuple[str, Callable[[str | None], list[Row]]]] = {
     "policies": ("networks that act: policy=", _components("policy")),
     "actors": ("where acting runs: actors=", _components("actors")),
     "wrappers": ("what can be put around an env: env.wrappers=[…]", wrappers),
-    "loggers": ("metric sinks, chosen by logger=", _configs("logger")),
+    "sinks": ("where metrics go besides metrics.jsonl: logger.sinks.NAME={}", _components("sink")),
+    "loggers": ("presets of sinks: logger=, several as logger=[a,b]", _configs("logger")),
     "tuned": ("hyper-parameters found by algo= and env= together", _configs("tuned")),
     "experiments": ("whole recipes: experiment=", _configs("experiment")),
+    "sweeps": ("several jobs, with -m: how they are run, or where to search: sweep=", _configs("sweep")),
     "debug": ("for finding mistakes: debug=", _configs("debug")),
     "runs": ("what was trained: folders below outputs/", runs),
     "plugins": ("what was added to parl: by installed packages, by plugins=[module]", loaded_plugins),
 }
 
 # Where the names of a topic come from, for the overview: a config group, or a kind of the registry.
-_GROUPS = {"envs": "env", "loggers": "logger", "tuned": "tuned", "experiments": "experiment", "debug": "debug"}
-_KINDS = {"algos": "algo", "vectorizers": "vectorizer", "policies": "policy", "actors": "actors", "wrappers": "wrapper"}
+_GROUPS = {
+    "envs": "env",
+    "loggers": "logger",
+    "tuned": "tuned",
+    "experiments": "experiment",
+    "sweeps": "sweep",
+    "debug": "debug",
+}
+_KINDS = {
+    "algos": "algo",
+    "vectorizers": "vectorizer",
+    "policies": "policy",
+    "actors": "actors",
+    "wrappers": "wrapper",
+    "sinks": "sink",
+}
 
 
 def _topic(word: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from parl_cli.metrics.sinks import NoOptions, RunRecord
 from parl_cli.types import Metrics
 
 
@@ -23,11 +24,23 @@ class CsvSink:
         path: the file; made by the first row. A table that is already there is continued, with its columns.
     """
 
+    Config = NoOptions
+    summary = "metrics.csv, a table for spreadsheets"
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._columns: list[str] = []
         self._file: TextIO | None = None
         self._writer: Any = None
+
+    @classmethod
+    def check(cls, options: NoOptions) -> None:
+        """It works everywhere."""
+
+    @classmethod
+    def make(cls, run: RunRecord, options: NoOptions) -> CsvSink:
+        """The sink of a run."""
+        return cls(run.folder / "metrics.csv")
 
     def write(self, row: Metrics) -> None:
         """Append one row; new keys become columns on the right."""

@@ -3,13 +3,16 @@
 metrics.jsonl is the truth; every other sink is a copy of it. That settles both hard questions. A copy that fails is
 reported once and switched off, because nothing is lost. And on resume the truth is cut back to its checkpoint, then
 each copy makes itself agree with what the truth still holds.
+
+A class becomes a sink that a user can choose by being registered as `sink`, with what `RegisteredSink` lists.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,6 +40,48 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Flush, and let go of every file. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The run that is logged: its folder, and the resolved config as plain values."""
+
+    folder: Path
+    config: Mapping[str, Any]
+
+    @property
+    def sweep(self) -> str | None:
+        """The name of the sweep's folder, if the run is of one."""
+        parent = self.folder.absolute().parent
+        return parent.name if (parent / "sweep.json").is_file() or parent.name.startswith("sweep-") else None
+
+    @property
+    def name(self) -> str:
+        """How a service calls it: `ppo_cartpole/2026-01-02_03-04-05-abc`, `ppo_cartpole/sweep-…/3`."""
+        folder = f"{self.sweep}/{self.folder.name}" if self.sweep else self.folder.name
+        return f"{self.config['name']}/{folder}"
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a sink that has none."""
+
+
+class RegisteredSink(Protocol):
+    """What the class of a registered sink has."""
+
+    Config: type  # a frozen dataclass of its options, each made by `config.option`
+    summary: str  # for `parl list sinks`
+
+    @classmethod
+    def check(cls, options: Any) -> None:
+        """Raise a ConfigError where it cannot work here, e.g. without its package. Writes nothing, asks nobody."""
+        ...
+
+    @classmethod
+    def make(cls, run: RunRecord, options: Any) -> Sink:
+        """The sink of a run; it writes nothing before its first row."""
         ...
 
 

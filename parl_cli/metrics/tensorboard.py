@@ -15,6 +15,7 @@ from typing import Any
 
 from parl_cli.errors import ConfigError
 from parl_cli.metrics.catalog import lookup
+from parl_cli.metrics.sinks import NoOptions, RunRecord
 from parl_cli.types import Metrics
 
 FLUSH_EVERY_S = 10.0
@@ -30,13 +31,16 @@ class TensorBoardSink:
         ConfigError: tensorboardX is not installed.
     """
 
+    Config = NoOptions
+    summary = "TensorBoard event files"
+
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         try:
             from tensorboardX import event_file_writer
             from tensorboardX.proto import event_pb2, summary_pb2
         except ImportError as error:
             raise ConfigError(
-                'logger.tensorboard=true: tensorboardX is not installed; pip install "parl-cli[tensorboard]"'
+                'logger.sinks.tensorboard: tensorboardX is not installed; pip install "parl-cli[tensorboard]"'
             ) from error
         self.folder = Path(folder)
         self._make_writer = event_file_writer.EventsWriter
@@ -44,6 +48,20 @@ class TensorBoardSink:
         self._writer: Any = None
         self._described: set[str] = set()
         self._flushed_at = time.monotonic()
+
+    @classmethod
+    def check(cls, options: NoOptions) -> None:
+        """Whether its package is there.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        cls("")  # writes nothing before its first row
+
+    @classmethod
+    def make(cls, run: RunRecord, options: NoOptions) -> TensorBoardSink:
+        """The sink of a run."""
+        return cls(run.folder / "tensorboard")
 
     def write(self, row: Metrics) -> None:
         """Write one event with a scalar per metric, except the x axis itself."""

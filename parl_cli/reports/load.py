@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from parl_cli.errors import ConfigError, ParlError, suggest
-from parl_cli.metrics.jsonl import read_jsonl
+from parl_cli.metrics.jsonl import decode_row, read_jsonl
 from parl_cli.types import Metrics
 
 _MARKS = ("run.json", "metrics.jsonl")  # a folder that holds one of them is a run's
@@ -91,9 +91,8 @@ class Run:
         except OSError:
             return {}
         known: Metrics = {}
-        for line in lines:
-            row = _numbers(line)
-            known.update(row)
+        for row in map(decode_row, lines):
+            known |= {name: value for name, value in (row or {}).items() if math.isfinite(value)}
         return known
 
 
@@ -251,15 +250,6 @@ def _number(value: Any) -> float | None:
         return float(value)
     except ValueError:
         return None
-
-
-def _numbers(line: bytes) -> Metrics:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    row = row if isinstance(row, dict) else {}
-    return {name: value for name, value in row.items() if type(value) in (int, float)}
 
 
 def _finite(row: Metrics, name: str) -> bool:

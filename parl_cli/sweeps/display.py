@@ -149,7 +149,7 @@ class SweepTable:
         running = self._running.get(job.number)
         if running is None:
             steps = job.result.get("env_steps")
-            share = f"{steps / job.total_steps:.0%}" if isinstance(steps, int) else ""
+            share = f"{min(1.0, steps / job.total_steps):.0%}" if isinstance(steps, int) else ""
             wall_s = job.result.get("wall_s")
             return [share, _figure(job.result.get("return_mean")), "", gauges.duration(wall_s) if wall_s else "", ""]
         tracker = running.tracker

@@ -36,7 +36,7 @@ def train_config(env_id: str = "CartPole-v1", **changes: Any) -> TrainConfig:
         "algo": PPOConfig(num_steps=16, num_minibatches=2, num_epochs=2),
         "checkpoint": CheckpointConfig(),
         "eval": EvalConfig(),
-        "logger": LoggerConfig(plot=False, csv=False),
+        "logger": LoggerConfig(plot=False, sinks={}),
     }
     return TrainConfig(**(parts | changes))
 

@@ -313,7 +313,7 @@ def test_nothing_is_written_without_a_run_folder(workplace):
 
 
 def test_with_a_run_folder_it_is_what_the_command_line_leaves(workplace):
-    words = ["logger.plot=true", "logger.csv=true", "eval.every_steps=128", "eval.episodes=2"]
+    words = ["logger.plot=true", "logger.sinks.csv={}", "eval.every_steps=128", "eval.episodes=2"]
     with compose(*words, run_dir="mine/run") as experiment:
         experiment.train(3 * ROLLOUT)
         experiment.train()

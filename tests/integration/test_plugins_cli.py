@@ -13,7 +13,8 @@ from tests.helpers.cli import ROOT, environment, parl
 
 PACKAGE = ROOT / "tests" / "plugin_package"
 TYPED = "plugins=[parl_example_plugin]"
-ALL_FIVE = ("algo=dual_clip_ppo", "policy=linear", "vectorizer=eager", "env=chain")  # the wrapper is the env's own
+SINK = "logger.sinks.best_return.digits=2"
+ALL_SIX = ("algo=dual_clip_ppo", "policy=linear", "vectorizer=eager", "env=chain", SINK)  # the wrapper is the env's own
 TINY = ("total_steps=128", "num_envs=2", "algo.num_steps=32", "logger=none", "device=cpu", "hydra.run.dir=run")
 
 
@@ -38,15 +39,15 @@ def installed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder in which all five parts of the plug-in were trained with at once."""
+    """A folder in which all six parts of the plug-in were trained with at once."""
     cwd = tmp_path_factory.mktemp("typed")
-    done = parl("train", TYPED, *ALL_FIVE, *TINY, cwd=cwd, env=on_path(PACKAGE))
+    done = parl("train", TYPED, *ALL_SIX, *TINY, cwd=cwd, env=on_path(PACKAGE))
     assert done.returncode == 0, done.stderr
     assert f"parl eval checkpoint=run '{TYPED}'" in done.stdout
     return cwd
 
 
-def test_all_five_are_trained_with_at_once_from_the_plugins_own_conf(trained):
+def test_all_six_are_trained_with_at_once_from_the_plugins_own_conf(trained):
     config = yaml.safe_load((trained / "run" / "config.yaml").read_text())
     names = {kind: config[kind]["name"] for kind in ("algo", "policy", "vectorizer", "env")}
     assert names == {"algo": "dual_clip_ppo", "policy": "linear", "vectorizer": "eager", "env": "chain"}
@@ -54,6 +55,8 @@ def test_all_five_are_trained_with_at_once_from_the_plugins_own_conf(trained):
     assert config["algo"]["gamma"] == 0.9  # from the plug-in's conf/tuned/dual_clip_ppo/chain.yaml
     assert config["plugins"] == ["parl_example_plugin"]
     assert "policy/dual_clip_fraction" in (trained / "run" / "metrics.jsonl").read_text()
+    assert config["logger"]["sinks"] == {"best_return": {"digits": 2}}
+    assert float((trained / "run" / "best.txt").read_text()) > 0
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_eval_and_resume_ask_for_the_plugin_with_a_command_that_works(command, t
 
 def test_list_shows_what_a_typed_plugin_brings(trained):
     shown = parl("list", TYPED, cwd=trained, env=on_path(PACKAGE)).stdout
-    for name in ("dual_clip_ppo", "linear", "eager", "sticky_action", "chain", "parl_example_plugin"):
+    for name in ("dual_clip_ppo", "linear", "eager", "sticky_action", "chain", "best_return", "parl_example_plugin"):
         assert name in shown
     detail = parl("list", "algos", "wrappers", "plugins", "envs", TYPED, cwd=trained, env=on_path(PACKAGE)).stdout
     assert "parl_example_plugin.algos" in detail

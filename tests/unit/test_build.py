@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -200,13 +201,11 @@ def test_plugins_are_imported_before_names_are_looked_up(tmp_path, monkeypatch):
     assert build.validate(values).policy.name == "plug_in_mlp"
 
 
-def test_tensorboard_without_its_extra_is_refused_before_training(monkeypatch):
-    def missing(*args, **kwargs):
-        raise ConfigError("logger.tensorboard=true: needs the extra")
-
-    for name in ("TensorBoardSink",):
-        monkeypatch.setattr(build, name, missing)
-    assert "extra" in refused(plain(logger=LoggerConfig(tensorboard=True)))
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_sink_without_its_extra_is_refused_before_training(name, monkeypatch):
+    package = {"tensorboard": "tensorboardX"}.get(name, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f'pip install "parl-cli[{name}]"' in refused(plain(logger=LoggerConfig(sinks={name: {}})))
 
 
 # ---- init_from ----

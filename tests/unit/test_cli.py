@@ -45,6 +45,13 @@ def test_every_command_has_its_own_help(command_name, capsys):
     assert "usage: " in shown
 
 
+def test_help_shows_every_preset_of_several_with_its_comments(capsys):
+    assert cli.main(["train", "logger=[tensorboard,wandb]", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  logger      default, mlflow, none, tensorboard*, wandb*" in lines
+    assert "  logger.sinks.wandb.project=parl    W&B project" in lines
+
+
 def test_arguments_reach_the_command(command):
     seen = []
     command(lambda args: seen.extend(args) or 0)

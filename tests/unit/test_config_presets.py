@@ -101,6 +101,35 @@ def test_a_composed_config_has_exactly_the_keys_of_train_config():
     assert set(composed()) == {field.name for field in dataclasses.fields(TrainConfig)}
 
 
+@pytest.mark.parametrize("name", [name for name in registry.names("sink") if name in conf_files.options("logger")])
+def test_logger_preset_of_a_sink_has_every_option_with_its_default_and_a_comment(name):
+    file = CONF / "logger" / f"{name}.yaml"
+    options = read(file)["sinks"][name]
+    assert options == to_plain(registry.load("sink", name).Config())
+    assert {f"sinks.{name}.{option}" for option in options} <= set(conf_files.comments(file))
+
+
+def test_several_presets_of_sinks_add_up():
+    sinks = composed("logger=[tensorboard,wandb,mlflow]", "logger.sinks.wandb.project=mine")["logger"]["sinks"]
+    assert list(sinks) == ["csv", "tensorboard", "wandb", "mlflow"]
+    assert sinks["wandb"]["project"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("typed", "names"),
+    [
+        (["logger.sinks.mlflow={}"], ["csv", "mlflow"]),
+        (["logger.sinks.wandb=true"], ["csv", "wandb"]),
+        (["logger.sinks.wandb.mode=offline"], ["csv", "wandb"]),
+        (["logger.sinks.csv=null"], []),
+        (["logger=tensorboard", "logger.sinks.csv=false"], ["tensorboard"]),
+        (["logger=none"], []),
+    ],
+)
+def test_sinks_are_added_and_taken_away_by_name(typed, names):
+    assert list(parse_train(composed(*typed)).logger.sinks) == names
+
+
 def test_default_logger_holds_the_defaults_of_its_dataclass():
     assert parse(LoggerConfig, read(CONF / "logger" / "default.yaml")) == LoggerConfig()
 

@@ -11,7 +11,7 @@ def own_names(monkeypatch):
 
 
 def test_kinds_and_names_are_listed_in_order():
-    assert {"algo", "policy", "vectorizer", "actors", "adapter", "wrapper"} == set(registry.kinds())
+    assert {"algo", "policy", "vectorizer", "actors", "adapter", "wrapper", "sink"} == set(registry.kinds())
     registry.register("algo", "zzz", "somewhere:Zzz")
     registry.register("algo", "aaa", "somewhere:Aaa")
     assert registry.names("algo")[-2:] == ["zzz", "aaa"]

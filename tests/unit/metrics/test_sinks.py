@@ -1,12 +1,13 @@
+import dataclasses
 import logging
 
 import pytest
 
+from parl_cli import registry
 from parl_cli.errors import CheckpointError, ParlError
 from parl_cli.metrics.csv import CsvSink
 from parl_cli.metrics.jsonl import JsonlSink, read_jsonl
-from parl_cli.metrics.sinks import NoFile, Sink, SinkGroup
-from parl_cli.metrics.tensorboard import TensorBoardSink
+from parl_cli.metrics.sinks import NoFile, RunRecord, Sink, SinkGroup
 
 
 class Recorder:
@@ -44,11 +45,39 @@ def path(tmp_path):
     return tmp_path / "metrics.jsonl"
 
 
-@pytest.mark.parametrize("cls", [CsvSink, TensorBoardSink])
-def test_every_copy_beside_the_truth_is_a_sink(cls, tmp_path):
-    sink = cls(tmp_path / "log")
+@pytest.mark.parametrize("name", registry.names("sink"))
+def test_every_registered_sink_is_made_of_a_run_and_writes_nothing_before_its_first_row(name, tmp_path):
+    cls = registry.load("sink", name)
+    sink = cls.make(RunRecord(tmp_path, {"name": "x"}), cls.Config())
     assert isinstance(sink, Sink)
+    sink.flush()
     sink.close()
+    sink.close()
+    assert list(tmp_path.iterdir()) == []
+    assert cls.summary
+
+
+@pytest.mark.parametrize("name", registry.names("sink"))
+def test_every_option_of_a_sink_is_documented(name):
+    fields = dataclasses.fields(registry.load("sink", name).Config)
+    assert all(field.metadata["doc"] for field in fields)
+
+
+@pytest.mark.parametrize(
+    ("folder", "sweep", "name"),
+    [
+        ("outputs/ppo/2026-a", None, "ppo_cartpole/2026-a"),
+        ("outputs/ppo/sweep-2026/3", "sweep-2026", "ppo_cartpole/sweep-2026/3"),
+        ("mine/3", "mine", "ppo_cartpole/mine/3"),
+    ],
+)
+def test_services_call_a_run_by_its_name_and_folder(folder, sweep, name, tmp_path):
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    (tmp_path / "mine").mkdir(exist_ok=True)
+    (tmp_path / "mine" / "sweep.json").touch()
+    run = RunRecord(place, {"name": "ppo_cartpole"})
+    assert (run.sweep, run.name) == (sweep, name)
 
 
 def test_every_sink_gets_every_row(path):
