@@ -4,9 +4,9 @@
     python tests/learning/run.py ppo/pendulum --seeds 3
 
 Each seed is `parl train algo=… env=… seed=…`, with nothing else typed, then `parl eval` of its last checkpoint over
-100 deterministic episodes. One row per (env, algorithm, seed, commit) is added to results.csv; seeds that have a row
-are not run again (`--again`: unless it is of this commit), so the command can be stopped and repeated. RESULTS.md is
-written anew from the newest row of each seed.
+100 deterministic episodes. `random/…` tasks play 100 episodes of random actions, for comparison. One row per (env,
+algorithm, seed, commit) is added to results.csv; seeds that have a row are not run again (`--again`: unless it is of
+this commit), so the command can be stopped and repeated. RESULTS.md is written anew from the newest row of each seed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import csv
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,9 @@ TARGETS = {
     "ppo/swimmer": Target(3, 110, "281.6 (RL Zoo PPO, 1M)"),
     "ppo/inverted_double_pendulum": Target(3, 9000, "9231 (Tianshou PPO, 1M)"),
     "ppo/pusher": Target(3, -60, "no figure"),
+    "random/pusher": Target(1, -1000, "no figure"),
     "ppo/humanoid": Target(3, 400, "787 (Tianshou PPO, 1M)"),
+    "random/humanoid": Target(1, 0, "no figure"),
     "ppo/bipedal_walker": Target(3, 280, "287.9 (RL Zoo PPO, 5M)"),
     "truly_ppo/cartpole": Target(5, 475, "no figure"),
     "truly_ppo/lunar_lander": Target(3, 240, "no figure"),
@@ -66,6 +69,8 @@ TARGETS = {
 def train_and_evaluate(task: str, seed: int, folder: Path) -> dict[str, Any]:
     """Run one seed in `folder` and return its row."""
     algo, env = task.split("/")
+    if algo == "random":
+        return play_randomly(task, env, seed)
     run = folder / "run"
     started = time.perf_counter()
     parl("train", f"algo={algo}", f"env={env}", f"seed={seed}", f"hydra.run.dir={run}", cwd=folder)
@@ -73,15 +78,46 @@ def train_and_evaluate(task: str, seed: int, folder: Path) -> dict[str, Any]:
     parl("eval", f"checkpoint={run}", f"output={folder / 'eval'}", cwd=folder)
     report = json.loads((folder / "eval" / "eval.json").read_text())
     info = json.loads((run / "run.json").read_text())
+    returns = report["mean_return"], report["std_return"]
+    return make_row(task, seed, returns, info["env_steps"], wall_s, info["env_steps"] / info["wall_s"])
+
+
+def play_randomly(task: str, name: str, seed: int) -> dict[str, Any]:
+    """The row of 100 episodes of random actions."""
+    from parl_cli import Experiment
+    from parl_cli.envs.factory import EnvFactory
+
+    with Experiment.compose([f"env={name}"]) as experiment:
+        env = EnvFactory(experiment.config.env)()
+    env.action_space.seed(seed)
+    returns, steps, started = [], 0, time.perf_counter()
+    for episode in range(100):
+        env.reset(seed=seed if episode == 0 else None)
+        returns.append(0.0)
+        over = False
+        while not over:
+            _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+            returns[-1] += float(reward)
+            steps += 1
+            over = terminated or truncated
+    env.close()
+    wall_s = time.perf_counter() - started
+    return make_row(task, seed, (statistics.mean(returns), statistics.stdev(returns)), steps, wall_s, steps / wall_s)
+
+
+def make_row(
+    task: str, seed: int, returns: tuple[float, float], steps: int, wall_s: float, steps_per_s: float
+) -> dict[str, Any]:
+    """A row of results.csv; `returns` are their mean and standard deviation over episodes."""
     return {
         "task": task,
         "seed": seed,
         "commit": commit(),
-        "return": round(report["mean_return"], 2),
-        "return_std": round(report["std_return"], 2),
-        "steps": info["env_steps"],
+        "return": round(returns[0], 2),
+        "return_std": round(returns[1], 2),
+        "steps": steps,
         "wall_s": round(wall_s, 1),
-        "steps_per_s": round(info["env_steps"] / info["wall_s"]),
+        "steps_per_s": round(steps_per_s),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }
 

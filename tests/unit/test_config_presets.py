@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from parl_cli import registry
+from parl_cli.algos.common import check_minibatches
 from parl_cli.composition import conf_files
 from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import (
@@ -81,6 +82,13 @@ def test_tuned_preset_is_found_by_its_algorithm_and_env(pair):
     untuned = composed(f"algo={algo}", f"env={env}", "tuned=null")
     parse_train(tuned)
     assert tuned != untuned
+
+
+@pytest.mark.parametrize("pair", conf_files.options("tuned"))
+def test_tuned_preset_works_with_32_envs(pair):
+    algo, env = pair.split("/")
+    config = parse_train(composed(f"algo={algo}", f"env={env}", "num_envs=32"))
+    check_minibatches(config)
 
 
 def test_train_yaml_holds_the_defaults_of_its_dataclass():
