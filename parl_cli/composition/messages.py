@@ -20,6 +20,8 @@ from omegaconf.errors import (
 
 from parl_cli.errors import ConfigError, suggest
 
+_EMPTY = re.compile(r"\b(choice|range|interval)\(\s*\)")
+
 
 @contextmanager
 def translated() -> Iterator[None]:
@@ -50,6 +52,9 @@ def one_line(error: Exception) -> str:
 def _unreadable(error: OverrideParseException) -> str:
     if "=" not in error.override and not error.override.startswith("~"):
         return f"cannot read {error.override!r}: write key=value"
+    empty = _EMPTY.search(error.override)
+    if empty is not None:
+        return f"{error.override}: {empty[0]} holds no value; give some, like choice(1,2) or interval(0,1)"
     reason = _first_line(error).removeprefix(f"Error parsing override '{error.override}'").strip(" :")
     reason = f" ({reason})" if reason else ""
     return f"cannot read {error.override!r}{reason}: put a value with special characters in quotes, \"key='value'\""

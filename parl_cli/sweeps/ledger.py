@@ -169,7 +169,13 @@ def read(text: str) -> Ledger:
         CheckpointError: it is no sweep folder, or its sweep.json is damaged or not to be trusted.
     """
     path = Path(os.path.realpath(text))
-    values = parse_json(path / FILE, read_file(path / FILE, MAX_JSON_BYTES))
+    try:
+        values = parse_json(path / FILE, read_file(path / FILE, MAX_JSON_BYTES))
+    except CheckpointError:
+        raise CheckpointError(
+            f"run={text}: sweep.json is not a JSON object that can be read; its jobs can be resumed one by one, "
+            f"run={text}/0"
+        ) from None
     if values.get("format") != FORMAT:
         raise CheckpointError(f"run={text}: sweep.json has format {values.get('format')}, this parl reads {FORMAT}")
     try:
