@@ -135,7 +135,11 @@ class SinkGroup:
         self.truth.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the metrics: how long the truth is. Syncs it to disk."""
+        """What a checkpoint keeps of the metrics: how long the truth is. Syncs it to disk, and flushes the copies.
+
+        A run that is killed goes on from here: what a copy still held in this process then would be missing in it.
+        """
+        self._each("flush")
         return {"offset": self.truth.offset()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -160,7 +164,7 @@ class SinkGroup:
             self.copies.remove(sink)
             log.warning(
                 "%s failed in %s (%s: %s) and is switched off; the run goes on, %s has every row",
-                type(sink).__name__, method, type(error).__name__, error, self.truth.path,
+                type(sink).__name__, method, type(error).__name__, " ".join(str(error).split()), self.truth.path,
             )  # fmt: skip
             if method != "close":
                 self._let_go(sink)

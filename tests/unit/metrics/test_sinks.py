@@ -19,7 +19,7 @@ class Recorder:
     def _called(self, name):
         self.calls.append(name)
         if name in self.failing:
-            raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device\n[see the manual]")
 
     def write(self, row):
         self._called("write")
@@ -103,9 +103,20 @@ def test_failing_copy_is_reported_once_and_the_others_go_on(path, caplog, method
         group.close()
     assert len(caplog.messages) == 1
     assert "Recorder" in caplog.messages[0]
+    assert "\n" not in caplog.messages[0]
     assert "No space left on device" in caplog.messages[0]
     assert bad.calls.count(method) == 1
     assert good.rows == [1, 2, 3]
+
+
+def test_a_checkpoint_flushes_the_copies(path):
+    # a killed run goes on from its checkpoint: rows that only the process held would be missing in the copy
+    copy = Recorder()
+    group = SinkGroup(JsonlSink(path), [copy])
+    group.write(row(1))
+    group.state_dict()
+    assert copy.calls == ["write", "flush"]
+    group.close()
 
 
 def test_copy_that_failed_is_closed_even_if_that_fails_too(path, caplog):
