@@ -68,6 +68,7 @@ def score_figure(task: TaskResult) -> Any:
     """IQM, median and mean of each contender with their intervals, and the runs themselves as dots."""
     names = [result.name for result in task.results]
     figure, axes = _figure(5.6, 1.1 + 0.55 * len(names), grid="x")
+    axes.use_sticky_edges = False  # a bar would end the axis where it begins, and halve its marks
     for i, result in enumerate(task.results):
         colour, _ = style(i)
         axes.plot(result.scores, np.full(len(result.scores), i + 0.24), "o", color=colour, markersize=3.5, alpha=0.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,6 +30,7 @@ _FRESH = 200  # rows at the end of the history that are taken one by one, for th
 STYLES = {"running": "cyan", "finished": "green", "failed": "bold red", "interrupted": "yellow", "silent": "yellow"}
 _ORDER = ("running", "failed", "silent", "interrupted", "unknown", "finished")  # what a crowded table shows first
 _BAR_CELLS = 10
+_KEYS = re.compile(r"(?<!\S)(?:algo|env|policy|vectorizer|actors)=")  # of groups, whose options speak for themselves
 _WIDE = 90
 
 
@@ -184,6 +186,8 @@ class Board:
             if width > _WIDE or name not in ("best eval", "time"):
                 table.add_column(name, justify="right", no_wrap=True)
         labels = self.labels()
+        if width <= _WIDE:  # the end of a label tells runs apart, and it is what would be cut off
+            labels = {path: _KEYS.sub("", label) for path, label in labels.items()}
         for one in order:
             tracker, running = one.tracker, one.status == "running"
             speed = tracker.steps_per_s

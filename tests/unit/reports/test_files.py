@@ -192,6 +192,15 @@ def test_many_contenders_have_a_matrix_without_intervals_and_styles_of_their_own
     assert "0.00 [" not in (out / "report.md").read_text()
 
 
+def test_no_score_lies_on_the_edge_of_its_picture(folder):
+    [task] = analyse(ReportCommand(runs="runs", resamples=200, points=20)).tasks
+    [axes] = plots.score_figure(task).axes
+    left, right = axes.get_xlim()
+    scores = np.concatenate([result.scores for result in task.results])
+    assert left < scores.min() - 0.01 * np.ptp(scores)
+    assert right > scores.max() + 0.01 * np.ptp(scores)
+
+
 def test_one_run_has_no_interval_and_says_so(folder):
     write_run(folder / "single", config())
     out = write(analyse(ReportCommand(runs="single", points=20)), "parl report single")

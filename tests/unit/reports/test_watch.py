@@ -122,6 +122,16 @@ def test_every_line_fits_and_the_frame_is_straight(width, sweep):
     assert all(line[0] in "╭│╰" and line[-1] in "╮│╯" for line in lines)
 
 
+def test_where_there_is_little_room_groups_go_without_their_keys(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number, words in enumerate((("algo=ppo", "env=acrobot"), ("algo=truly_ppo", "env=cartpole"))):
+        write_run(tmp_path / "s" / str(number), config(), rows([1]), argv=typed(*words, f"seed={number}"))
+    board = Board(tmp_path / "s")
+    board.poll()
+    assert any("truly_ppo cartpole seed=1  " in line for line in draw(board, 80))
+    assert any("algo=truly_ppo env=cartpole seed=1  " in line for line in draw(board, 140))
+
+
 def test_a_crowded_table_is_no_taller_than_the_terminal(tmp_path):
     for i in range(40):
         write_run(tmp_path / str(i), config(seed=i), rows([1]), argv=typed(f"seed={i}"))
