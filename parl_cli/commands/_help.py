@@ -105,7 +105,7 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
         if isinstance(part, Mapping):
             present = choices.get(key, [])
             files = conf_files.options(key, config_dir) if key in (*COMPONENTS, "logger") else {}
-            docs = {f.name: f.metadata["doc"] for f in dataclasses.fields(_PARTS[key])} if key in _PARTS else {}
+            docs = _docs(_PARTS[key]) if key in _PARTS else {}
             docs |= {} if files else _below(train_yaml, key)
             for option in present:
                 docs |= conf_files.comments(files[option]) if option in files else {}
@@ -173,6 +173,16 @@ def _flat(part: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _docs(config: type, prefix: str = "") -> dict[str, str]:
+    """What a dataclass says about its fields, and those of the dataclasses in it, by dotted name."""
+    found = {}
+    for field in dataclasses.fields(config):
+        found[f"{prefix}{field.name}"] = field.metadata["doc"]
+        if dataclasses.is_dataclass(field.default):
+            found |= _docs(type(field.default), f"{prefix}{field.name}.")
+    return found
 
 
 def _below(docs: Mapping[str, str], key: str) -> dict[str, str]:

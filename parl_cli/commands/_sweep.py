@@ -18,6 +18,7 @@ from parl_cli.composition.compose import plain
 from parl_cli.composition.messages import translated
 from parl_cli.config import TrainConfig, parse, to_plain
 from parl_cli.errors import ConfigError
+from parl_cli.sweeps import slurm
 from parl_cli.sweeps.ledger import Ledger, is_below
 from parl_cli.sweeps.options import SweepConfig
 
@@ -53,11 +54,15 @@ def sweep_options(sweep: DictConfig, cls: type[Options]) -> Options:
     """What the user says about the sweep itself.
 
     Raises:
-        ConfigError: it does not fit.
+        ConfigError: it does not fit, or the cluster is not there or refuses such jobs.
     """
     with translated():
         values = OmegaConf.to_container(sweep.sweep, resolve=True)
-    return parse(cls, values, "sweep")
+        HydraConfig.instance().set_config(sweep)
+        folder = str(OmegaConf.select(sweep, "hydra.sweep.dir"))
+    options = parse(cls, values, "sweep")
+    slurm.check(options, Path(os.path.abspath(os.path.expanduser(folder))))
+    return options
 
 
 def prepare(context: HydraContext, sweep: DictConfig, overrides: Sequence[Sequence[str]]) -> list[PreparedJob]:

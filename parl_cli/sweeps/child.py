@@ -1,7 +1,8 @@
-"""The program that a job's process runs: `python -m parl_cli.sweeps.child <job folder> [plug-in …]`.
+"""The program that a job's process runs: `python -m parl_cli.sweeps.child [--alone] <job folder> [plug-in …]`.
 
-It trains what job.json describes, or goes on where the folder's checkpoints end, and leaves result.json. Nothing in
-the folder is trusted more than a checkpoint is: the plug-ins come from the command line.
+It trains what job.json describes, or goes on where the folder's checkpoints end, and leaves result.json. With `--alone`
+there is no parent on the other end of its standard input. Nothing in the folder is trusted more than a checkpoint is:
+the plug-ins come from the command line.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from typing import Any
 
 from parl_cli import plugins
 from parl_cli.errors import ConfigError, ParlError
-from parl_cli.sweeps.process import STOP_WITHIN_S, watch_line
+from parl_cli.sweeps.process import ALONE, STOP_WITHIN_S, watch_line
 
 _RESULTS = ("env_steps", "wall_s", "return_mean", "best_eval", "reason")  # of run.json
 
 
 def main(argv: Sequence[str]) -> int:
     """Do the job; the exit code means what that of `parl train` does."""
-    watch_line()
+    if argv[0] == ALONE:
+        argv = argv[1:]
+    else:
+        watch_line()
     faulthandler.enable()
     folder = Path(argv[0])
     # Outside of it: a broken installation, whose traceback goes into the log.
@@ -33,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[ConsoleHandler()])
     code, ended = _attempt(folder, argv[1:])
-    write_json(folder / "result.json", ended | _known(folder))
+    write_json(folder / "result.json", ended | {"exit_code": code} | _known(folder))
     return code
 
 

@@ -60,7 +60,8 @@ class SweepLines:
     def started(self, job: Job) -> None:
         """A job runs."""
         again = f" again, attempt {job.attempts}" if job.attempts > 1 else ""
-        self._print(f"{self._name(job)} started{again}")
+        there = f", in the cluster as {job.cluster_id}" if job.cluster_id else ""
+        self._print(f"{self._name(job)} started{again}{there}")
 
     def ended(self, job: Job) -> None:
         """A job does not run any more."""
@@ -142,13 +143,22 @@ class SweepTable:
         labels = self.ledger.labels()
         jobs = sorted(self.ledger.jobs, key=lambda job: (_ORDER.index(job.state), job.number))
         for job in jobs[: max(3, self._console.height - 6)]:
-            table.add_row(str(job.number), Text(labels[job.number]), _state(job), *self._figures(job))
+            table.add_row(str(job.number), Text(labels[job.number]), self._state(job), *self._figures(job))
         return Group(table, Text(overview(self.ledger, self.num_jobs, self._running), style="dim"))
+
+    def _state(self, job: Job) -> Text:
+        running = self._running.get(job.number)
+        if running is not None and running.process.is_queued:
+            return Text("queued", style="dim")
+        again = f" ({job.attempts}.)" if job.attempts > 1 and job.state == State.RUNNING else ""
+        return Text(f"{job.state}{again}", style=_STYLES[job.state])
 
     def _figures(self, job: Job) -> list[str]:
         running = self._running.get(job.number)
         if running is None:
             steps = job.result.get("env_steps")
+            if steps is None:
+                return [""] * 5
             share = f"{min(1.0, steps / job.total_steps):.0%}" if isinstance(steps, int) else ""
             wall_s = job.result.get("wall_s")
             return [share, _figure(job.result.get("return_mean")), "", gauges.duration(wall_s) if wall_s else "", ""]
@@ -180,17 +190,15 @@ def overview(ledger: Ledger, num_jobs: int, running: Mapping[int, Running]) -> s
     waiting = len(ledger.of_state(State.WAITING)) + num_jobs - len(ledger.jobs)
     if waiting:
         parts.append(f"{waiting} waiting")
+    queued = sum(one.process.is_queued for one in running.values())
+    if queued:
+        parts.append(f"{queued} of those running are queued in the cluster")
     speeds = [r.tracker.steps_per_s for r in running.values() if math.isfinite(r.tracker.steps_per_s)]
     if sum(speeds) > 0:
         budget = ledger.jobs[0].total_steps
         left = sum(r.tracker.total_steps - r.tracker.env_steps for r in running.values()) + waiting * budget
         parts.append(f"eta {gauges.duration(left / sum(speeds))}")
     return " · ".join(parts)
-
-
-def _state(job: Job) -> Text:
-    again = f" ({job.attempts}.)" if job.attempts > 1 and job.state == State.RUNNING else ""
-    return Text(f"{job.state}{again}", style=_STYLES[job.state])
 
 
 def _result(job: Job) -> str:

@@ -59,6 +59,7 @@ class Job:
     reason: str = ""  # why it failed, was pruned or is tried again
     result: dict[str, Any] = field(default_factory=dict)  # of result.json; of a trial its `values` too
     params: dict[str, Any] = field(default_factory=dict)  # of a trial: what the search proposed, by key
+    cluster_id: str = ""  # of its last attempt: the number that the cluster gave it
 
     def __str__(self) -> str:
         return f"job {self.number} ({' '.join(self.overrides) or 'no overrides'})"
@@ -192,7 +193,7 @@ def read(text: str) -> Ledger:
     refuse_live_text(ledger.base, path)
     for number, job in enumerate(ledger.jobs):
         inside = is_below(job.folder) and path in ledger.folder(job).resolve().parents
-        if job.number != number or not inside or not f"{job}{job.reason}".isprintable():
+        if job.number != number or not inside or not f"{job}{job.reason}{job.cluster_id}".isprintable():
             raise CheckpointError(f"run={text}: sweep.json is damaged: {f'{job} in folder {job.folder}'!r}")
     return ledger
 
@@ -230,7 +231,7 @@ def _short(override: str) -> str:
 
 def _job(values: Mapping[str, Any]) -> Job:
     job = Job(**values)
-    wanted = (int, str, list, int, str, int, str, dict, dict)
+    wanted = (int, str, list, int, str, int, str, dict, dict, str)
     for field_, kind in zip(dataclasses.fields(Job), wanted, strict=True):
         if not isinstance(getattr(job, field_.name), kind):
             raise TypeError(f"{field_.name} of job {job.number}")

@@ -9,12 +9,36 @@ from parl_cli.config import option
 
 
 @dataclass(frozen=True)
+class SlurmConfig:
+    """What a job asks of a Slurm cluster; null: whatever the cluster gives by itself."""
+
+    partition: str | None = option(None, 'partition; several in quotes, "a,b"')
+    account: str | None = option(None, "account that pays")
+    qos: str | None = option(None, "quality of service")
+    constraint: str | None = option(None, "features that the node must have")
+    gres: str | None = option(None, "generic resources, such as gpu:1")
+    time_min: int | None = option(None, "minutes; a job saves before they are over, and is submitted again", ge=5)
+    cpus: int = option(1, "cores of a job", ge=1)
+    memory_mb: int | None = option(None, "memory of a job", ge=1)
+    on_interrupt: Literal["cancel", "leave"] = option(
+        "cancel", "what Ctrl-C does to jobs in the cluster: cancel (they save) or leave (parl resume finds them)"
+    )
+    query_s: float = option(30.0, "seconds between two questions to squeue", gt=0)
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """How the jobs of `parl train -m` are run."""
 
-    num_jobs: int | None = option(None, "jobs at once; null: one per core", ge=1)
+    num_jobs: int | None = option(None, "jobs at once; null: one per core here, all of them in a cluster", ge=1)
     retries: int = option(1, "how often a job that crashed or was killed is begun again where it was saved", ge=0)
-    job_memory_mb: int = option(500, "what a job needs, until its metrics tell; none starts unless it is free", ge=1)
+    job_memory_mb: int = option(
+        500, "what a job needs, until its metrics tell; none starts here unless it is free", ge=1
+    )
+    cluster: Literal["slurm"] | None = option(
+        None, "null: jobs are processes here; slurm: they are submitted (extra slurm)"
+    )
+    slurm: SlurmConfig = option(SlurmConfig(), "with cluster=slurm, what a job asks for")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from pathlib import Path
 from parl_cli.vectorizers.calls import CORES_VARIABLE
 from parl_cli.vectorizers.processes import THREAD_VARIABLES
 
+ALONE = "--alone"
 STOP_WITHIN_S = 30.0  # from hanging up to the end of the job; an update and a checkpoint should fit in
 
 
@@ -32,6 +33,9 @@ class JobProcess:
         cores: how many it may use.
     """
 
+    is_queued = False
+    cut_off = ""
+
     def __init__(self, command: Sequence[str], log: Path, cores: int) -> None:
         with log.open("ab") as out:
             self._process = subprocess.Popen(
@@ -39,7 +43,7 @@ class JobProcess:
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=_environment(cores),
+                env={**os.environ, **job_variables(cores)},
                 start_new_session=True,
             )
 
@@ -57,6 +61,14 @@ class JobProcess:
         """End it at once; its workers follow by themselves."""
         self.stop()
         self._process.kill()
+
+    def abandon(self) -> None:
+        """As `kill`: nobody would look after it."""
+        self.kill()
+
+    def cause(self, code: int) -> str:
+        """What an exit code says, in words."""
+        return cause_of_death(code)
 
 
 def cause_of_death(code: int) -> str:
@@ -84,9 +96,22 @@ def _wait_for_the_end_of_stdin() -> None:
     os._exit(1)
 
 
-def _environment(cores: int) -> dict[str, str]:
-    """What the job inherits: the modules that this process finds, and its share of the machine."""
+def child_command(folder: Path, plugins: Sequence[str], is_alone: bool = False) -> list[str]:
+    """The command line of a job's process.
+
+    Args:
+        folder: the job's.
+        plugins: modules to import.
+        is_alone: nobody holds the other end of its standard input.
+    """
+    # -P: a file in the working directory must not take the place of a module
+    alone = [ALONE] if is_alone else []
+    return [sys.executable, "-P", "-m", "parl_cli.sweeps.child", *alone, str(folder), *plugins]
+
+
+def job_variables(cores: int) -> dict[str, str]:
+    """What a job's environment adds to its parent's: the modules that this process finds, its share of the machine."""
     found = os.pathsep.join(dict.fromkeys(path for path in sys.path if path))
     threads = dict.fromkeys(THREAD_VARIABLES, str(cores))
     # a log is no terminal, and its lines should be there when the job is killed
-    return {**os.environ, "PYTHONPATH": found, "PYTHONUNBUFFERED": "1", CORES_VARIABLE: str(cores), **threads}
+    return {"PYTHONPATH": found, "PYTHONUNBUFFERED": "1", CORES_VARIABLE: str(cores), **threads}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Container
 from typing import NoReturn
 
 from parl_cli import plugins
@@ -14,8 +12,9 @@ from parl_cli.metrics import console
 from parl_cli.sweeps.display import make_display
 from parl_cli.sweeps.ledger import MISSING, Job, Ledger, State, read
 from parl_cli.sweeps.options import SearchConfig
-from parl_cli.sweeps.process import JobProcess
-from parl_cli.sweeps.scheduler import Plan, Scheduler
+from parl_cli.sweeps.process import JobProcess, child_command
+from parl_cli.sweeps.scheduler import Place, Plan, Scheduler
+from parl_cli.sweeps.slurm import Slurm
 from parl_cli.sweeps.summary import print_summary
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, read_file
 from parl_cli.vectorizers.calls import available_cores
@@ -30,11 +29,11 @@ def run_sweep(ledger: Ledger) -> None:
         SystemExit: Ctrl-C or SIGTERM; what ran has saved, and `parl resume` goes on.
     """
     with ledger.held():
-        recover(ledger)
+        place = find_place(ledger, len(ledger.jobs))
         missing = len(ledger.of_state(*MISSING))
         if missing:
-            console.print_line(f"{missing} of {len(ledger.jobs)} jobs to run, in {shown(ledger)}")
-        number = run_jobs(ledger, len(ledger.jobs))
+            console.print_line(f"{missing} of {len(ledger.jobs)} jobs to run, in {shown(ledger)}{_running(place)}")
+        number = run_jobs(ledger, len(ledger.jobs), place)
         print_summary(ledger)
     finish(ledger, number)
 
@@ -52,12 +51,13 @@ def run_search(ledger: Ledger) -> None:
 
     assert isinstance(ledger.options, SearchConfig)
     with ledger.held():
-        recover(ledger)
-        search = Search(ledger)
         number_of_trials = ledger.options.num_trials
-        done = len(ledger.jobs) - len(ledger.of_state(State.WAITING))
-        console.print_line(f"{number_of_trials - done} of {number_of_trials} trials to run, in {shown(ledger)}")
-        number = run_jobs(ledger, number_of_trials, search)
+        place = find_place(ledger, number_of_trials)
+        search = Search(ledger)
+        done = len(ledger.jobs) - len(ledger.of_state(State.WAITING, State.RUNNING))
+        missing = f"{number_of_trials - done} of {number_of_trials} trials"
+        console.print_line(f"{missing} to run, in {shown(ledger)}{_running(place)}")
+        number = run_jobs(ledger, number_of_trials, place, search)
         if number is None:
             print_search(search)
     if number is not None:
@@ -88,46 +88,64 @@ def resume_sweep(command: ResumeCommand) -> None:
         run_sweep(ledger)
 
 
-def recover(ledger: Ledger) -> None:
+def find_place(ledger: Ledger, num_jobs: int) -> Place:
+    """Where the jobs run, once it is known what became of those that a killed scheduler left.
+
+    Raises:
+        ConfigError: the place is not here, or does not say what runs.
+    """
+    if ledger.options.cluster is None:
+        recover(ledger)
+        return local(ledger, max(1, available_cores() // _at_once(ledger, num_jobs)))
+    cluster = Slurm(ledger)
+    adopted = cluster.adopt()
+    recover(ledger, adopted)
+    return Place(
+        cluster.start,
+        {job.number: adopted[job.number] for job in ledger.of_state(State.RUNNING)},
+        shares_memory=False,
+        leaves=ledger.options.slurm.on_interrupt == "leave",
+        poll_s=1.0,
+    )
+
+
+def recover(ledger: Ledger, running: Container[int] = ()) -> None:
     """Find out what became of the jobs that a killed scheduler left running.
 
     A failed job is tried anew: perhaps its cause was mended. A failed trial has told the search what it came to.
+
+    Args:
+        ledger: the sweep.
+        running: numbers of jobs that go on somewhere.
     """
     over = (State.FAILED,) if isinstance(ledger.options, SearchConfig) else ()
     for job in ledger.of_state(*(state for state in MISSING if state not in over)):
-        job.state = State.WAITING
+        job.state = State.RUNNING if job.number in running else State.WAITING
         file = ledger.folder(job) / "result.json"
         try:
             result = parse_json(file, read_file(file, MAX_JSON_BYTES))
         except CheckpointError:
             continue
         if result.pop("status", None) == "finished":
+            result.pop("exit_code", None)
             job.state, job.reason, job.result = State.DONE, "", result
     ledger.save()
 
 
-def run_jobs(ledger: Ledger, num_jobs: int, plan: Plan | None = None) -> int | None:
-    """Run the ledger's jobs, `num_jobs` in the end, here; the number of the signal that came."""
-    cores = available_cores()
-    at_once = min(ledger.options.num_jobs or cores, max(1, num_jobs))
+def run_jobs(ledger: Ledger, num_jobs: int, place: Place, plan: Plan | None = None) -> int | None:
+    """Run the ledger's jobs, `num_jobs` in the end; the number of the signal that came."""
     with make_display(ledger, num_jobs) as display:
-        return Scheduler(ledger, local(ledger, max(1, cores // at_once)), at_once, display, plan).run()
+        return Scheduler(ledger, place, _at_once(ledger, num_jobs), display, plan).run()
 
 
-def local(ledger: Ledger, cores: int) -> Callable[[Job], JobProcess]:
-    """What starts a job in a process of this machine, on so many cores."""
+def local(ledger: Ledger, cores: int) -> Place:
+    """Processes of this machine, on so many cores each."""
 
     def start(job: Job) -> JobProcess:
         folder = ledger.folder(job)
-        return JobProcess(child_command(folder, ledger), folder / "console.log", cores)
+        return JobProcess(child_command(folder, ledger.plugins), folder / "console.log", cores)
 
-    return start
-
-
-def child_command(folder: Path, ledger: Ledger) -> list[str]:
-    """The command line of a job's process."""
-    # -P: a file in the working directory must not take the place of a module
-    return [sys.executable, "-P", "-m", "parl_cli.sweeps.child", str(folder), *ledger.plugins]
+    return Place(start)
 
 
 def finish(ledger: Ledger, number: int | None) -> None:
@@ -149,8 +167,21 @@ def finish(ledger: Ledger, number: int | None) -> None:
 
 def interrupted(ledger: Ledger, number: int) -> NoReturn:
     """End as a single run does that a signal ended."""
+    left = len(ledger.of_state(State.RUNNING))
+    if left:
+        console.print_line(f"{left} jobs go on in the cluster")
     console.print_line(f"interrupted; go on with {go_on(ledger)}")
     raise SystemExit(128 + number)
+
+
+def _at_once(ledger: Ledger, num_jobs: int) -> int:
+    """How many of `num_jobs` run at once."""
+    every = available_cores() if ledger.options.cluster is None else num_jobs
+    return max(1, min(ledger.options.num_jobs or every, num_jobs))
+
+
+def _running(place: Place) -> str:
+    return f"; {len(place.adopted)} of them run in the cluster already" if place.adopted else ""
 
 
 def go_on(ledger: Ledger) -> str:

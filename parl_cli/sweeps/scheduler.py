@@ -18,23 +18,54 @@ from parl_cli.metrics.memory import free_mb
 from parl_cli.metrics.tail import Tail
 from parl_cli.metrics.tracker import Tracker
 from parl_cli.sweeps.ledger import Job, Ledger, State
-from parl_cli.sweeps.process import STOP_WITHIN_S, cause_of_death
+from parl_cli.sweeps.process import STOP_WITHIN_S
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, read_file
-
-POLL_S = 0.1
 
 
 class Process(Protocol):
-    """A job that was started somewhere; see `process.JobProcess`."""
+    """A job that was started somewhere: `process.JobProcess`, `slurm.SlurmJob`.
+
+    Attributes:
+        is_queued: it waits for a machine.
+        cut_off: why it had to end before it was done, though nobody wanted it to; empty: it had not.
+    """
+
+    is_queued: bool
+    cut_off: str
 
     def poll(self) -> int | None:
         """The exit code, −n for signal n; None while it runs."""
+
+    def cause(self, code: int) -> str:
+        """What such an end means in words, where the job itself could not say."""
 
     def stop(self) -> None:
         """Ask it to save and end."""
 
     def kill(self) -> None:
         """End it at once."""
+
+    def abandon(self) -> None:
+        """The scheduler ends before the job did: leave nothing behind that nobody looks after."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where jobs run.
+
+    Args:
+        start: starts a job.
+        adopted: jobs that run there already, by number.
+        shares_memory: with this process; none starts unless there is enough.
+        leaves: on Ctrl-C what runs goes on.
+        poll_s: seconds between two looks at what runs.
+    """
+
+    start: Callable[[Job], Process]
+    adopted: Mapping[int, Process] = field(default_factory=dict)
+    shares_memory: bool = True
+    leaves: bool = False
+    poll_s: float = 0.1
 
 
 class Plan:
@@ -83,7 +114,7 @@ class Scheduler:
 
     Args:
         ledger: the sweep; held by the caller.
-        start: starts a job's process.
+        place: where its jobs run.
         num_jobs: how many run at once.
         display: is told what happens.
         plan: adds jobs and stops them; see `Plan`.
@@ -92,33 +123,40 @@ class Scheduler:
     def __init__(
         self,
         ledger: Ledger,
-        start: Callable[[Job], Process],
+        place: Place,
         num_jobs: int,
         display: Display,
         plan: Plan | None = None,
     ) -> None:
         self.ledger = ledger
         self.options = ledger.options
-        self.start = start
+        self.place = place
         self.num_jobs = num_jobs
         self.display = display
         self.plan = plan or Plan()
         self.running: dict[int, Running] = {}
         self._failures: dict[int, int] = {}  # since this scheduler began
         self._waiting = ledger.of_state(State.WAITING)
+        self._reached: dict[int, float] = {}  # env steps at which a job was cut off
         self._memory_mb = 0.0  # of the largest job so far
+        for number, process in place.adopted.items():
+            self._watch(ledger.jobs[number], process)
 
     def run(self) -> int | None:
-        """Run until nothing is left to do, or Ctrl-C or SIGTERM; the signal's number then, and all jobs have saved."""
+        """Run until nothing is left to do, or Ctrl-C or SIGTERM; the signal's number then.
+
+        All jobs have saved by then, unless the place leaves them running.
+        """
         with _Signals() as signals:
             try:
                 while signals.number is None and (self._fill() or self.running):
-                    time.sleep(POLL_S)
+                    time.sleep(self.place.poll_s)
                     self._look()
-                self._stop_all(signals)
+                if not self.place.leaves:
+                    self._stop_all(signals)
             finally:
                 for running in self.running.values():
-                    running.process.kill()
+                    running.process.abandon()
         return signals.number
 
     def _fill(self) -> bool:
@@ -134,6 +172,8 @@ class Scheduler:
 
     def _memory_allows(self) -> bool:
         """Whether there is memory for one more, and for those that have started but taken none yet."""
+        if not self.place.shares_memory:
+            return True
         expected = self._memory_mb or self.options.job_memory_mb
         silent = sum(not running.memory_mb for running in self.running.values())
         return not self.running or free_mb() > expected * (silent + 1)
@@ -143,8 +183,11 @@ class Scheduler:
         (folder / "result.json").unlink(missing_ok=True)
         job.state, job.reason, job.attempts, job.result = State.RUNNING, "", job.attempts + 1, {}
         self.ledger.save()
-        tracker = Tracker(job.total_steps)
-        self.running[job.number] = Running(job, self.start(job), Tail(folder / "metrics.jsonl"), tracker)
+        self._watch(job, self.place.start(job))
+
+    def _watch(self, job: Job, process: Process) -> None:
+        tail, tracker = Tail(self.ledger.folder(job) / "metrics.jsonl"), Tracker(job.total_steps)
+        self.running[job.number] = Running(job, process, tail, tracker)
         self.display.started(job)
 
     def _look(self) -> None:
@@ -157,6 +200,8 @@ class Scheduler:
                 del self.running[running.job.number]
                 running.process.stop()
                 self._ended(running, code)
+            elif running.process.is_queued:
+                running.began = time.monotonic()
         self.display.refresh(self.running)
 
     def _read(self, running: Running) -> None:
@@ -174,13 +219,18 @@ class Scheduler:
         job, result = running.job, self._result(running.job)
         job.result = result
         status = str(result.pop("status", ""))
-        job.reason = " ".join(str(result.pop("error", "")).split()) or cause_of_death(code)
+        result.pop("exit_code", None)
+        error, cut_off = " ".join(str(result.pop("error", "")).split()), running.process.cut_off
+        job.reason = error or running.process.cause(code)
         if code == 0 and status == "finished":
             job.state, job.reason = State.DONE, ""
         elif running.behind and status == "interrupted":
             job.state, job.reason = State.PRUNED, running.behind
-        elif stopping or status == "interrupted":
+        elif stopping or (status == "interrupted" and not cut_off):
             job.state, job.reason = State.INTERRUPTED, ""
+        elif status == "interrupted" and self._has_come_further(job):
+            job.state, job.reason = State.WAITING, cut_off
+            self._waiting.append(job)
         elif code != 2 and self._failures.get(job.number, 0) < self.options.retries:
             self._failures[job.number] = self._failures.get(job.number, 0) + 1
             job.state = State.WAITING
@@ -191,6 +241,12 @@ class Scheduler:
         self.display.ended(job)
         if job.state in (State.DONE, State.PRUNED, State.FAILED):
             self.plan.ended(job)
+
+    def _has_come_further(self, job: Job) -> bool:
+        """Whether a job that was cut off did anything since it was the last time."""
+        before = self._reached.get(job.number, 0)
+        self._reached[job.number] = steps = float(job.result.get("env_steps", 0))
+        return steps > before
 
     def _result(self, job: Job) -> dict[str, Any]:
         """What result.json says; nothing if the job could not write it."""
@@ -209,7 +265,7 @@ class Scheduler:
             if signals.impatient or time.monotonic() > deadline:
                 for running in self.running.values():
                     running.process.kill()
-            time.sleep(POLL_S)
+            time.sleep(self.place.poll_s)
             for running in list(self.running.values()):
                 code = running.process.poll()
                 if code is not None:

@@ -228,6 +228,11 @@ def check_options(options: SearchConfig) -> None:
     """
     if not options.objectives:
         raise ConfigError("sweep.objectives=[]: nothing to optimise; leave it out, or give at least one")
+    if options.cluster is not None and options.num_jobs is None:
+        raise ConfigError(
+            f"sweep.num_jobs=null: all {options.num_trials} trials at once in a cluster would learn nothing from each "
+            "other; say how many, like sweep.num_jobs=4"
+        )
     if len({str(objective) for objective in options.objectives}) < len(options.objectives):
         raise ConfigError("sweep.objectives: one of them stands there twice")
     if len(options.objectives) > 1 and options.pruner != "none":

@@ -9,6 +9,7 @@ from typing import Any
 
 from parl_cli.sweeps.ledger import Job, Ledger
 from parl_cli.sweeps.options import SweepConfig
+from parl_cli.sweeps.process import cause_of_death
 from parl_cli.sweeps.scheduler import Running
 
 CONFIG = {"total_steps": 100}
@@ -34,11 +35,15 @@ class FakeProcess:
     Args:
         on_end: leaves what the job would leave, and returns the exit code; it is told whether it was asked to stop.
         polls: after how many polls it ends by itself; None: never.
+        cut_off: why it had to end, if it did.
     """
 
-    def __init__(self, on_end: Callable[[bool], int], polls: int | None = 1) -> None:
+    is_queued = False
+
+    def __init__(self, on_end: Callable[[bool], int], polls: int | None = 1, cut_off: str = "") -> None:
         self.on_end = on_end
         self.polls = polls
+        self.cut_off = cut_off
         self.stopped = self.killed = False
         self.code: int | None = None
 
@@ -56,6 +61,12 @@ class FakeProcess:
 
     def kill(self) -> None:
         self.killed = True
+
+    def abandon(self) -> None:
+        self.kill()
+
+    def cause(self, code: int) -> str:
+        return cause_of_death(code)
 
 
 class Told:

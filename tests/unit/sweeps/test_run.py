@@ -3,7 +3,9 @@ import pytest
 from parl_cli.errors import ParlError
 from parl_cli.sweeps import run as run_module
 from parl_cli.sweeps.ledger import State, read
-from parl_cli.sweeps.run import child_command, recover, run_sweep
+from parl_cli.sweeps.process import child_command
+from parl_cli.sweeps.run import recover, run_sweep
+from parl_cli.sweeps.scheduler import Place
 from tests.helpers.sweeps import FakeProcess, new_ledger, write_result
 
 
@@ -42,7 +44,7 @@ def started(monkeypatch):
 
             return FakeProcess(on_end)
 
-        return start
+        return Place(start)
 
     monkeypatch.setattr(run_module, "local", local)
     monkeypatch.setattr(run_module, "available_cores", lambda: 8)
@@ -73,6 +75,13 @@ def test_a_sweep_that_is_done_runs_nothing(tmp_path, started, capsys):
 
 
 def test_plugins_reach_a_job_by_its_command_line(tmp_path):
-    ledger = new_ledger(tmp_path, ["seed=1"])
-    ledger.plugins = ["a.b", "c"]
-    assert child_command(tmp_path, ledger)[-3:] == [str(tmp_path), "a.b", "c"]
+    assert child_command(tmp_path, ["a.b", "c"])[-3:] == [str(tmp_path), "a.b", "c"]
+
+
+def test_what_runs_elsewhere_is_not_missing_unless_it_has_just_ended(tmp_path):
+    ledger = new_ledger(tmp_path, ["seed=1", "seed=2", "seed=3"])
+    for job in ledger.jobs:
+        job.state = State.RUNNING
+    write_result(tmp_path / "1", "finished", exit_code=0)
+    recover(ledger, {0, 1})
+    assert [str(job.state) for job in ledger.jobs] == ["running", "done", "waiting"]

@@ -6,21 +6,17 @@ import sys
 import pytest
 
 from parl_cli.sweeps import process, scheduler
-from parl_cli.sweeps.ledger import read
+from parl_cli.sweeps.ledger import State, read
 from parl_cli.sweeps.process import JobProcess
-from parl_cli.sweeps.scheduler import Plan, Scheduler
+from parl_cli.sweeps.scheduler import Place, Plan, Scheduler
 from tests.helpers.sweeps import CONFIG, FakeProcess, Told, new_ledger, write_result
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "POLL_S", 0.0)
-
-
-def run(ledger, start, num_jobs=2, plan=None):
+def run(ledger, start, num_jobs=2, plan=None, **place):
     """Run it; (the signal's number, what the display was told)."""
     told = Told()
-    return Scheduler(ledger, start, num_jobs, told, plan).run(), told
+    place = Place(start, **({"poll_s": 0.0} | place))
+    return Scheduler(ledger, place, num_jobs, told, plan).run(), told
 
 
 def finishing(ledger, polls=1):
@@ -184,6 +180,61 @@ def test_a_job_says_by_its_metrics_how_much_memory_the_next_one_needs(tmp_path, 
     assert told.most == 3
 
 
+def test_jobs_elsewhere_need_no_memory_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "free_mb", lambda: 1.0)
+    ledger = new_ledger(tmp_path, ["seed=1", "seed=2"])
+    assert run(ledger, finishing(ledger, polls=3), shares_memory=False)[1].most == 2
+
+
+def test_a_job_that_runs_already_is_looked_after_and_not_started(tmp_path):
+    ledger = new_ledger(tmp_path, ["seed=1", "seed=2"])
+    running = finishing(ledger, polls=3)(ledger.jobs[0])
+    ledger.jobs[0].state = State.RUNNING
+    starts = []
+
+    def start(job):
+        starts.append(job.number)
+        return finishing(ledger)(job)
+
+    run(ledger, start, num_jobs=1, adopted={0: running})
+    assert starts == [1]
+    assert states(ledger) == ["done", "done"]
+
+
+def test_where_jobs_may_be_left_a_signal_leaves_them(tmp_path):
+    ledger = new_ledger(tmp_path, ["seed=1"])
+    process = finishing(ledger, polls=None)(ledger.jobs[0])
+    process.abandon = lambda: None
+
+    def start(job):
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    assert run(ledger, start, leaves=True)[0] == signal.SIGINT
+    assert not process.stopped
+    assert not process.killed
+    assert states(read(str(tmp_path))) == ["running"]
+
+
+@pytest.mark.parametrize(("steps", "attempts", "ends"), [((10, 20, 30), 3, "done"), ((10, 10), 2, "failed")])
+def test_a_job_that_was_cut_off_goes_on_as_long_as_it_gets_further(tmp_path, steps, attempts, ends):
+    ledger = new_ledger(tmp_path, ["seed=1"], retries=0)
+    left = list(steps)
+
+    def start(job):
+        def on_end(stopped):
+            finished = len(left) == 1 and ends == "done"
+            write_result(ledger.folder(job), "finished" if finished else "interrupted", env_steps=left.pop(0))
+            return 0 if finished else 143
+
+        return FakeProcess(on_end, cut_off="came to the end of its time")
+
+    _, told = run(ledger, start)
+    assert states(ledger) == [ends]
+    assert ledger.jobs[0].attempts == attempts
+    assert told.events.count(("ended", 0, "waiting")) == attempts - 1
+
+
 class Growing(Plan):
     """Adds two jobs, and stops the second one."""
 
@@ -237,25 +288,23 @@ def child(ledger, job, cores=3):
     return JobProcess([sys.executable, "-S", "-c", source], folder / "console.log", cores)
 
 
-def test_real_processes_end_as_they_may_and_the_ledger_tells_how(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "POLL_S", 0.01)
+def test_real_processes_end_as_they_may_and_the_ledger_tells_how(tmp_path):
     ledger = new_ledger(tmp_path, ["good", "crash", "loud", "killed", "threads"], retries=0)
-    run(ledger, lambda job: child(ledger, job))
+    run(ledger, lambda job: child(ledger, job), poll_s=0.01)
     assert states(ledger) == ["done", "failed", "failed", "failed", "done"]
     assert ["SIGABRT" in ledger.jobs[1].reason, ledger.jobs[2].reason] == [True, "exited with code 3"]
     assert (tmp_path / "2" / "console.log").read_text() == "out\nerr\n"
     assert ledger.jobs[4].result["set"] == {"OMP_NUM_THREADS": "3", "PARL_CORES": "3"}
 
 
-def test_a_real_process_hears_its_parent_hang_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "POLL_S", 0.01)
+def test_a_real_process_hears_its_parent_hang_up(tmp_path):
     ledger = new_ledger(tmp_path, ["patient"])
 
     def start(job):
         signal.raise_signal(signal.SIGINT)
         return child(ledger, job)
 
-    run(ledger, start)
+    run(ledger, start, poll_s=0.01)
     assert states(ledger) == ["interrupted"]
 
 

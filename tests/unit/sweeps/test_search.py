@@ -9,11 +9,12 @@ from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import to_plain
 from parl_cli.errors import ConfigError, ParlError
 from parl_cli.sweeps import run as run_module
-from parl_cli.sweeps import scheduler, search
+from parl_cli.sweeps import search
 from parl_cli.sweeps.best import difference, print_search, write_best
 from parl_cli.sweeps.ledger import Ledger, State, read
 from parl_cli.sweeps.options import Objective, SearchConfig
 from parl_cli.sweeps.run import run_search
+from parl_cli.sweeps.scheduler import Place
 from parl_cli.sweeps.search import Search, check_options, check_space
 from tests.helpers.runs import normalising_config
 from tests.helpers.sweeps import FakeProcess, write_result
@@ -24,7 +25,6 @@ CONFIG = to_plain(normalising_config(updates=2))
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(scheduler, "POLL_S", 0.0)
     monkeypatch.setattr(search, "validate", lambda values: None)
 
 
@@ -81,7 +81,7 @@ def trials(monkeypatch):
             started.append(job.number)
             return Trial(trial(ledger, job))
 
-        return start
+        return Place(start, poll_s=0.0)
 
     monkeypatch.setattr(run_module, "local", local)
     return started
@@ -129,9 +129,10 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, trials, monkeypatch, opt
     with pytest.raises(KilledError):  # after trial 4 has ended, before the study was told
         run_search(ledger)
     monkeypatch.undo()
-    monkeypatch.setattr(scheduler, "POLL_S", 0.0)
     monkeypatch.setattr(search, "validate", lambda values: None)
-    monkeypatch.setattr(run_module, "local", lambda ledger, cores: lambda job: Trial(trial(ledger, job)))
+    monkeypatch.setattr(
+        run_module, "local", lambda ledger, cores: Place(lambda job: Trial(trial(ledger, job)), poll_s=0.0)
+    )
     before = [(job.params, job.attempts) for job in read(str(tmp_path)).jobs]
     assert len(before) == 5
 
