@@ -130,7 +130,7 @@ class Parl:
             self.process.kill()
         self.process.communicate(timeout=30)
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 150) -> None:
         """Wait until something holds; an error if the process ends before, or time is up."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -145,7 +145,7 @@ class Parl:
         file = run / "metrics.jsonl"
         self.wait_for(lambda: file.exists() and file.read_bytes().count(b"\n") >= count)
 
-    def end(self, timeout_s: float = 60) -> tuple[int, str, str]:
+    def end(self, timeout_s: float = 150) -> tuple[int, str, str]:
         """Exit code, stdout, stderr, once it has ended."""
         out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err
