@@ -3,10 +3,10 @@
     python -m tests.learning.lag                       # everything below, 5 seeds
     python -m tests.learning.lag impala --seeds 3
 
-Each run is `parl train algo=… env=cartpole debug.policy_lag=… algo.vtrace=… seed=…`, with nothing else typed. The area
-is the mean over all metrics rows, which are equally far apart in env steps, of the mean return of the last 100
-training episodes: the height of a curve, not its end. One row per (algorithm, lag, correction, seed, commit) is added
-to lag.csv; what is there is not run again, whatever the commit. LAG.md is written anew from the rows.
+Each run is `parl train algo=… env=cartpole actors=inline debug.policy_lag=… algo.vtrace=… seed=…`, with nothing else
+typed. The area is the mean over all metrics rows, which are equally far apart in env steps, of the mean return of the
+last 100 training episodes: the height of a curve, not its end. One row per (algorithm, lag, correction, seed, commit)
+is added to lag.csv; what is there is not run again, whatever the commit. LAG.md is written anew from the rows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,14 @@ def run(algo: str, lag: int, vtrace: bool, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         correction = f"algo.vtrace={str(vtrace).lower()}"
-        choice = [f"algo={algo}", "env=cartpole", f"debug.policy_lag={lag}", correction, f"seed={seed}"]
+        choice = [
+            f"algo={algo}",
+            "env=cartpole",
+            "actors=inline",
+            f"debug.policy_lag={lag}",
+            correction,
+            f"seed={seed}",
+        ]
         parl("train", *choice, f"hydra.run.dir={folder / 'run'}", cwd=folder)
         text = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]

@@ -34,6 +34,12 @@ def read(file):
     return OmegaConf.to_container(OmegaConf.load(file))
 
 
+def read_component(group, name):
+    values = read(CONF / group / f"{name}.yaml")
+    values.pop("defaults", None)  # an algorithm may choose its actors
+    return values
+
+
 def composed(*overrides):
     with session() as hydra:
         return plain(compose(hydra, "train", overrides))
@@ -45,7 +51,7 @@ def all_of(*groups):
 
 @pytest.mark.parametrize(("group", "name"), all_of(*COMPONENTS))
 def test_component_preset_has_every_key_of_its_dataclass_and_no_other(group, name):
-    values = read(CONF / group / f"{name}.yaml")
+    values = read_component(group, name)
     config = registry.load(group, values["name"]).Config
     assert set(values) == {field.name for field in dataclasses.fields(config)}
     assert to_plain(parse(config, values, group)) == values
@@ -54,13 +60,21 @@ def test_component_preset_has_every_key_of_its_dataclass_and_no_other(group, nam
 @pytest.mark.parametrize(("group", "name"), [(group, name) for group in COMPONENTS for name in registry.names(group)])
 def test_preset_named_like_its_component_holds_the_defaults(group, name):
     config = registry.load(group, name).Config
-    assert parse(config, read(CONF / group / f"{name}.yaml"), group) == config()
+    assert parse(config, read_component(group, name), group) == config()
 
 
 @pytest.mark.parametrize(("group", "name"), [*all_of(*COMPONENTS), ("logger", "default")])
 def test_every_key_of_a_preset_has_a_comment(group, name):
     file = CONF / group / f"{name}.yaml"
-    assert set(read(file)) <= set(conf_files.comments(file))
+    assert set(read(file)) - {"defaults"} <= set(conf_files.comments(file))
+
+
+@pytest.mark.parametrize("algo", registry.names("algo"))
+def test_algorithms_that_learn_from_a_lag_act_while_they_learn_unless_told_otherwise(algo):
+    lags = "process" in registry.load("algo", algo).supports.get("actors", ())
+    assert composed(f"algo={algo}")["actors"]["name"] == ("process" if lags else "inline")
+    assert composed(f"algo={algo}", "actors=inline")["actors"]["name"] == "inline"
+    assert composed("actors=inline", f"algo={algo}")["actors"]["name"] == "inline"
 
 
 @pytest.mark.parametrize(("group", "name"), all_of("env"))
