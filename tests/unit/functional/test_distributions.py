@@ -18,6 +18,7 @@ from parl_cli.functional.distributions import (
     Gaussian,
     MultiCategorical,
     SquashedGaussian,
+    _choose_in_parallel,
     make_distribution,
 )
 
@@ -235,7 +236,17 @@ def test_forbidden_classes_are_never_drawn_even_at_the_edges_of_the_noise(forbid
 )
 def test_a_cumulative_sum_rounded_as_on_a_gpu_draws_no_forbidden_class(monkeypatch, probs, cumulative, noise, expected):
     monkeypatch.setattr(torch.Tensor, "cumsum", lambda x, dim: torch.tensor(cumulative))
-    assert Categorical(torch.tensor(probs).log()).sample(torch.tensor([noise])).item() == expected
+    assert _choose_in_parallel(torch.tensor(probs), torch.tensor([noise])).item() == expected
+
+
+@pytest.mark.parametrize("n", [2, 5, 300])
+def test_a_cpu_and_an_accelerator_choose_the_same_classes(n):
+    generator = torch.Generator().manual_seed(0)
+    log_probs = (3 * torch.randn(2000, n, generator=generator)).log_softmax(-1)
+    log_probs[:, 0] = -torch.inf
+    noise = torch.rand(2000, 1, generator=generator)
+    differ = Categorical(log_probs).sample(noise) != _choose_in_parallel(log_probs.exp(), noise)
+    assert differ.sum() <= 2  # noise within rounding of a boundary
 
 
 def test_rounding_in_a_long_cumulative_sum_never_leads_past_the_last_class():
