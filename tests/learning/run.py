@@ -63,6 +63,8 @@ TARGETS = {
     "impala/cartpole": Target(5, 475, "no figure"),
     "a2c/cartpole": Target(5, 475, "500 (RL Zoo A2C, 500k)"),
     "a3c/cartpole": Target(5, 475, "no figure"),
+    "appo/lunar_lander": Target(3, 200, "no figure"),
+    "impala/lunar_lander": Target(3, 200, "no figure"),
 }
 
 
