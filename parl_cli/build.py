@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +13,18 @@ from gymnasium.vector import AutoresetMode
 
 from parl_cli import plugins, registry
 from parl_cli.actors.base import Actor
+from parl_cli.actors.group import PoolGroup
 from parl_cli.config import EnvConfig, TrainConfig, parse_train
 from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, env_spec
 from parl_cli.envs.gymnasium_adapter import is_import_id
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.functional.noise import stream_key
+from parl_cli.per_policy import Part, parts
 from parl_cli.training import checkpoint
 from parl_cli.training.device import select_device
 from parl_cli.training.evaluate import MAX_PARALLEL, EpisodeSpread
 from parl_cli.training.learner import Learner
+from parl_cli.training.learner_group import LearnerGroup
 from parl_cli.training.reward_scaler import RewardScaler
 from parl_cli.types import EnvSpec
 from parl_cli.vectorizers.auto import choose
@@ -40,23 +44,38 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     config = resolve(parse_train(values))
     spec = env_spec(config.env)
     config = name_module(config)
-    registry.load("algo", config.algo.name).check(config, spec)
+    own = parts(config)
+    check_parts(own, spec)
     registry.load("actors", config.actors.name).check(config)
     check_vectorizer = getattr(registry.load("vectorizer", config.vectorizer.name), "check", None)
     if check_vectorizer is not None:
-        check_vectorizer(config, EnvFactory(config.env))
+        check_vectorizer(own[0].config, EnvFactory(config.env))
     lag, actors = config.debug.policy_lag, config.actors.name
     if lag and actors != "inline":
         raise ConfigError(f"debug.policy_lag={lag}: needs actors=inline; actors={actors} lag on their own")
-    policy = make_policy(spec, config)
+    policies = [make_policy(spec, part.config, part.policy_id) for part in own]
     policy_device(config)
     actor_device(config)
     if config.init_from is not None:
         warm = checkpoint.load(checkpoint.find(config.init_from))
-        checkpoint.load_weights(policy, warm.policy, warm.path)
+        for part, policy in zip(own, policies, strict=True):
+            checkpoint.load_weights(policy, warm.weights_of(part.policy_id, len(own)), warm.path)
     for name, options in config.logger.sinks.items():
         registry.load("sink", name).check(options)
     return config
+
+
+def check_parts(own: Sequence[Part], spec: EnvSpec) -> None:
+    """Refuse what an algorithm cannot learn from, with the policy whose it is.
+
+    Raises:
+        ConfigError: see the algorithm's `check`.
+    """
+    for part in own:
+        try:
+            registry.load("algo", part.config.algo.name).check(part.config, spec)
+        except ConfigError as error:
+            raise part.named(error) from None
 
 
 def check_fits(saved: checkpoint.Checkpoint, values: Mapping[str, Any]) -> TrainConfig:
@@ -73,9 +92,11 @@ def check_fits(saved: checkpoint.Checkpoint, values: Mapping[str, Any]) -> Train
     """
     try:
         config = parse_train(values)
+        if config.num_policies > len(saved.policy):
+            raise ConfigError(f"num_policies={config.num_policies}: there are weights of fewer")
         spec = env_spec(config.env)
         with torch.device("meta"):
-            outline = make_policy(spec, config)
+            outline = make_network(spec, config)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint={saved.path}: its config does not fit: {error}") from None
     except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
@@ -107,23 +128,37 @@ def resolve(config: TrainConfig) -> TrainConfig:
     actors, vectorizer = config.actors, config.vectorizer
     if getattr(actors, "num_actors", 0) is None:
         actors = dataclasses.replace(actors, num_actors=_default_actors(config))
-    num_actors = getattr(actors, "num_actors", 1)
+    num_actors, cores = _actors_and_cores(dataclasses.replace(config, actors=actors))
     share = max(1, config.num_envs // num_actors)
     if getattr(vectorizer, "num_workers", 0) is None:
-        vectorizer = dataclasses.replace(vectorizer, num_workers=min(max(1, available_cores() // num_actors), share))
+        vectorizer = dataclasses.replace(vectorizer, num_workers=min(cores, share))
     if (getattr(vectorizer, "num_workers", None) or 0) > share:
-        of_one = f"num_envs={config.num_envs}" + (f" / actors.num_actors={num_actors}" if num_actors > 1 else "")
+        by = "actors.num_actors" if hasattr(actors, "num_actors") else "num_policies"
+        of_one = f"num_envs={config.num_envs}" + (f" / {by}={num_actors}" if num_actors > 1 else "")
         raise ConfigError(f"vectorizer.num_workers={vectorizer.num_workers}: at most one per env, {of_one}")
     return dataclasses.replace(config, num_threads=num_threads, actors=actors, vectorizer=vectorizer)
 
 
 def _default_actors(config: TrainConfig) -> int:
-    """A core for each actor but the learner's; one actor where it has workers of its own to use them."""
+    """A core for each actor but the learner's; one per policy where it has workers of its own to use them."""
+    least = config.num_policies
     if hasattr(config.vectorizer, "num_workers") or config.actors.name != "process":
-        return 1
+        return least
     # choosing actions for a few envs costs hardly less than for many
     most = min(available_cores() - 1, config.num_envs // MIN_ENVS_PER_ACTOR)
-    return max((n for n in range(1, most + 1) if config.num_envs % n == 0), default=1)
+    return max((n for n in range(least, most + 1, least) if config.num_envs % n == 0), default=least)
+
+
+def _actors_and_cores(config: TrainConfig) -> tuple[int, int]:
+    """Actors in all, and the cores for one that acts; those of `actors=inline`, one per policy, take turns."""
+    cores = available_cores()
+    num_actors: int | None = getattr(config.actors, "num_actors", None)
+    return (config.num_policies, cores) if num_actors is None else (num_actors, max(1, cores // num_actors))
+
+
+def envs_of_one_actor(config: TrainConfig) -> range:
+    """As many envs as one actor steps, which is what a vectorizer is given."""
+    return range(config.num_envs // _actors_and_cores(config)[0])
 
 
 def policy_device(config: TrainConfig) -> torch.device:
@@ -140,46 +175,79 @@ def actor_device(config: TrainConfig) -> torch.device | None:
     return None if name is None else select_device(name, prefers_accelerator=prefers, key="actors.device")
 
 
-def make_policy(spec: EnvSpec, config: TrainConfig) -> Any:
-    """A freshly initialised policy, its weights a function of the run's seed alone."""
+def make_policy(spec: EnvSpec, config: TrainConfig, policy_id: int = 0) -> Any:
+    """A freshly initialised policy, its weights a function of the run's seed and the policy's id alone.
+
+    Args:
+        spec: the env's spaces.
+        config: of the policy's part, where there are several.
+        policy_id: policy 0 begins as it would alone.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_seed63(config.seed, "weights"))
+        torch.manual_seed(_seed63(config.seed, "weights", policy_id))
         return registry.load("policy", config.policy.name)(spec, config.policy)
 
 
-def make_learner(config: TrainConfig, spec: EnvSpec) -> Learner:
-    """Policy, algorithm and learner on the config's device."""
-    device = policy_device(config)
-    policy = make_policy(spec, config).to(device)
-    algo = registry.load("algo", config.algo.name)(policy, config.algo, seed=_seed63(config.seed, "minibatches"))
+def make_network(spec: EnvSpec, config: TrainConfig) -> Any:
+    """All that acts, as checkpoints hold it: the policy, or of several a list of them, by id.
+
+    Raises:
+        ConfigError: see `per_policy.parts`.
+    """
+    policies = [make_policy(spec, part.config, part.policy_id) for part in parts(config)]
+    return policies[0] if config.num_policies == 1 else torch.nn.ModuleList(policies)
+
+
+def make_learner(config: TrainConfig, spec: EnvSpec) -> Any:
+    """The learner, on the config's device; of several policies a `LearnerGroup`, which has its interface."""
+    learners = [_learner(part, spec) for part in parts(config)]
+    return learners[0] if len(learners) == 1 else LearnerGroup(learners)
+
+
+def _learner(part: Part, spec: EnvSpec) -> Learner:
+    config, device = part.config, policy_device(part.config)
+    policy = make_policy(spec, config, part.policy_id).to(device)
+    seed = _seed63(config.seed, "minibatches", part.policy_id)
+    algo = registry.load("algo", config.algo.name)(policy, config.algo, seed=seed)
     scaler = None
     if getattr(config.algo, "normalize_reward", False):
-        scaler = RewardScaler(config.num_envs, spec.agents, gamma=config.algo.gamma, clip=config.algo.reward_clip)
+        num_ids = part.env_ids.stop
+        scaler = RewardScaler(num_ids, spec.agents, gamma=config.algo.gamma, clip=config.algo.reward_clip)
     return Learner(algo, total_steps=config.total_steps, device=device, reward_scaler=scaler)
 
 
 @dataclass(frozen=True)
 class ActorRecipe:
-    """Makes the policies and actors of a run, in whatever process it is unpickled."""
+    """Makes the policies and actors of a policy's part of a run, in whatever process it is unpickled."""
 
-    config: TrainConfig
+    part: Part
     spec: EnvSpec
     device: torch.device | None = None  # where actors act; None: where the learner's policy is
     plugins: tuple[str, ...] = ()  # the plug-ins' modules: a new process knows no registrations
 
+    @property
+    def config(self) -> TrainConfig:
+        """Of a run with this policy alone."""
+        return self.part.config
+
+    @property
+    def env_ids(self) -> range:
+        """What its envs are called in the whole run."""
+        return self.part.env_ids
+
     def policy(self) -> Any:
         """A policy on the CPU, with the weights that a new run begins with."""
         plugins.load(self.plugins)
-        return make_policy(self.spec, self.config)
+        return make_policy(self.spec, self.config, self.part.policy_id)
 
     def actor(self, policy: Any, envs: range) -> Actor:
-        """An actor that steps these envs of the run with `policy`."""
+        """An actor that steps these envs of the run with `policy`; they are some of `env_ids`."""
         return Actor(
             make_vectorizer(self.config, envs),
             policy,
             num_steps=self.config.algo.num_steps,
             noise_key=stream_key(self.config.seed, "train", "noise"),
-            first_env=envs.start,
+            env_ids=envs,
         )
 
 
@@ -191,9 +259,8 @@ def choose_vectorizer(config: TrainConfig) -> tuple[TrainConfig, str]:
     """
     if config.vectorizer.name != "auto":
         return config, ""
-    num_actors = getattr(config.actors, "num_actors", 1)
-    envs, cores = range(config.num_envs // num_actors), max(1, available_cores() // num_actors)
-    choice = choose(_env_factories(config, envs), EpisodeSeeds(config.seed, TRAIN_ROLE), cores=cores)
+    factories = _env_factories(config, envs_of_one_actor(config))
+    choice = choose(factories, EpisodeSeeds(config.seed, TRAIN_ROLE), cores=_actors_and_cores(config)[1])
     chosen = registry.load("vectorizer", choice.name).Config(**choice.options)
     return dataclasses.replace(config, vectorizer=chosen), f"vectorizer=auto: {choice.name}; {choice.reason}"
 
@@ -203,11 +270,15 @@ def make_pool(config: TrainConfig, policy: Any, spec: EnvSpec | None = None) -> 
 
     Args:
         config: from `validate`.
-        policy: the learner's.
+        policy: the learner's; of several policies the list of them.
         spec: the env's spaces; None: ask the env.
     """
-    recipe = ActorRecipe(config, spec or env_spec(config.env), actor_device(config), _plugin_modules(config))
-    return registry.load("actors", config.actors.name).make(recipe, policy)
+    cls, spec = registry.load("actors", config.actors.name), spec or env_spec(config.env)
+    device, modules = actor_device(config), _plugin_modules(config)
+    recipes = [ActorRecipe(part, spec, device, modules) for part in parts(config)]
+    if len(recipes) == 1:
+        return cls.make(recipes[0], policy)
+    return PoolGroup([partial(cls.make, recipe, own) for recipe, own in zip(recipes, policy, strict=True)])
 
 
 def make_vectorizer(config: TrainConfig, envs: range | None = None) -> Any:
@@ -223,7 +294,7 @@ def make_vectorizer(config: TrainConfig, envs: range | None = None) -> Any:
     return cls(
         _env_factories(config, envs),
         autoreset_mode=AutoresetMode.SAME_STEP,
-        episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE, envs.start),
+        episode_seed=EpisodeSeeds(config.seed, TRAIN_ROLE, envs.start, envs.step),
         **options,
     )
 
@@ -254,5 +325,5 @@ def _plugin_modules(config: TrainConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*plugins.installed(), *config.plugins]))
 
 
-def _seed63(seed: int, role: str) -> int:
-    return stream_key(seed, role) & (2**63 - 1)
+def _seed63(seed: int, role: str, policy_id: int) -> int:
+    return stream_key(seed, role, *([policy_id] if policy_id else [])) & (2**63 - 1)

@@ -151,8 +151,10 @@ class TrainConfig:
     name: str
     seed: int = option(1, "seed of the run; every other seed is derived from it", ge=0, lt=2**63)
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps")
-    total_steps: int = option(100_000, "budget in env steps, rounded up to whole updates", ge=1)
-    num_envs: int = option(32, "environments stepped in parallel, over all actors", ge=1)
+    total_steps: int = option(100_000, "budget in env steps of each policy, rounded up to whole updates", ge=1)
+    num_envs: int = option(32, "environments stepped in parallel, over all actors and policies", ge=1)
+    num_policies: int = option(1, "policies that learn beside each other: K, env i belonging to policy i % K", ge=1)
+    policies: dict[str, Any] = option({}, "what differs between them: policies.1.algo.learning_rate=1e-3")
     num_threads: int | None = option(None, "threads of tensor maths; null: 1 for a perceptron, else one per core", ge=1)
     init_from: str | None = option(None, "checkpoint whose weights to start from")
     plugins: list[str] = option([], "modules to import before names are looked up")
@@ -172,6 +174,7 @@ class EvalCommand:
     """What `parl eval` is told, one field per key of conf/eval.yaml."""
 
     checkpoint: str = required("run folder, checkpoint folder, or an `outputs/<name>/latest` link")
+    policy_id: int | None = option(None, "which policy plays, of a run with several; null: each of them", ge=0)
     episodes: int = option(100, "how many episodes to play", ge=1)
     deterministic: bool = option(True, "act by the distribution's mode, not by sampling")
     seed: int | None = option(None, "seed of the episodes; null: the checkpoint's own evaluation seed", ge=0, lt=2**63)
@@ -322,6 +325,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise _wrong(key, value, "a mapping, like {key: value}")
+        if len({str(k) for k in value}) < len(value):
+            twice = next(k for k in value if not isinstance(k, str) and str(k) in value)
+            raise ConfigError(f"{_join(key, str(twice))}: is there as a number and as text; quote it in the YAML file")
         return {str(k): _convert(args[1], v, f"{key}.{k}") for k, v in value.items()}
     return _convert_scalar(hint, value, key)
 

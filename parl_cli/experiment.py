@@ -35,7 +35,7 @@ from parl_cli.metrics.jsonl import JsonlSink
 from parl_cli.metrics.sinks import NoFile, RunRecord, SinkGroup
 from parl_cli.reports.learning_curve import plot_learning_curve
 from parl_cli.training import checkpoint
-from parl_cli.training.evaluate import MAX_PARALLEL, Evaluation, evaluate
+from parl_cli.training.evaluate import MAX_PARALLEL, Evaluation, EvaluationGroup, evaluate
 from parl_cli.training.hooks import CheckpointHook, EvalHook, MetricsHook, StopSignal
 from parl_cli.training.learner import NonFiniteError
 from parl_cli.training.loop import train
@@ -46,7 +46,8 @@ PathLike = str | os.PathLike[str]
 
 log = logging.getLogger(__name__)
 
-DEFAULT = "default"  # the id of the policy, where there is only one
+DEFAULT = "default"  # the id of the policy, where there is only one; of several they are 0, 1, 2 …
+PolicyId = int | str
 
 
 class Experiment:
@@ -64,7 +65,8 @@ class Experiment:
     Attributes:
         config: the typed config.
         spec: the env's spaces.
-        policy: the network; learner.algo: the algorithm.
+        policy: the network; learner.algo: the algorithm. Of several policies a list of them, and learner.learners.
+        policies: each network by policy id.
     """
 
     def __init__(self, config: TrainConfig, run: RunDir | None = None, hooks: Sequence[Hook] = ()) -> None:
@@ -74,7 +76,9 @@ class Experiment:
         torch.set_num_threads(config.num_threads or 1)
         self.spec = env_spec(config.env)
         self.learner = build.make_learner(config, self.spec)
-        self.policy = self.learner.algo.policy
+        self.policy = self.learner.policy
+        several = config.num_policies > 1
+        self.policies: dict[PolicyId, Any] = dict(enumerate(self.policy)) if several else {DEFAULT: self.policy}
         self.sinks = _make_sinks(config, run)
         try:
             self.pool = build.make_pool(config, self.policy, self.spec)
@@ -90,6 +94,7 @@ class Experiment:
             [self.pool.watch, self.learner.watch],
             config.logger.every_steps,
             self.pool.metrics,
+            config.num_policies,
         )
         self.checkpoints: CheckpointHook | None = None
         if run is not None:
@@ -167,7 +172,7 @@ class Experiment:
             try:
                 experiment = stack.enter_context(cls(config, run, hooks))
                 if config.init_from is not None:
-                    experiment.set_parameters({DEFAULT: config.init_from})
+                    experiment.set_parameters(dict.fromkeys(experiment.policies, config.init_from))
                 if experiment.checkpoints is not None:
                     experiment.checkpoints.write(experiment.learner)
             except OSError as error:
@@ -302,34 +307,48 @@ class Experiment:
             episodes: how many; None is the config's `eval.episodes`.
 
         Returns:
-            `mean_return std_return ci95 mean_length episodes`, as in eval.json.
+            `mean_return std_return ci95 mean_length episodes`, as in eval.json; with several policies, over the
+            episodes of all, and each one's in `policies`.
         """
         episodes = self.config.eval.episodes if episodes is None else episodes
         if episodes < 1:
             raise ConfigError(f"episodes={episodes}: must be at least 1")
         return self._play(episodes, TEST_ROLE).summary()
 
-    def get_parameters(self) -> dict[str, dict[str, Tensor]]:
-        """A copy of each policy's weights and buffers, on the CPU, by policy id; the id of an only one is `default`."""
-        return {DEFAULT: {name: value.detach().cpu().clone() for name, value in self.policy.state_dict().items()}}
+    def get_parameters(self) -> dict[PolicyId, dict[str, Tensor]]:
+        """A copy of each policy's weights and buffers, on the CPU, by policy id.
 
-    def set_parameters(self, parameters: Mapping[str, Mapping[str, Tensor] | PathLike]) -> None:
+        The id of an only one is `default`; of several they are 0, 1, 2 and so on.
+        """
+        return {
+            policy_id: {name: value.detach().cpu().clone() for name, value in policy.state_dict().items()}
+            for policy_id, policy in self.policies.items()
+        }
+
+    def set_parameters(self, parameters: Mapping[Any, Mapping[str, Tensor] | PathLike]) -> None:
         """Put weights into the policies. Optimizers and counters stay as they are: `load` brings those.
 
         Args:
-            parameters: by policy id, a state dict, or the path of a checkpoint or run folder.
+            parameters: by policy id, a state dict, or the path of a checkpoint or run folder: of as many policies,
+                or of a single one.
 
         Raises:
-            ConfigError: an unknown policy id; names, shapes or values that do not fit.
+            ConfigError: an unknown policy id; names, shapes or values that do not fit. No policy is changed then.
         """
+        chosen = []
         for policy_id, source in parameters.items():
-            if policy_id != DEFAULT:
-                raise ConfigError(f"set_parameters: no policy is called {policy_id!r}; there is only {DEFAULT!r}")
-            if isinstance(source, Mapping):
-                checkpoint.load_weights(self.policy, source, f"set_parameters: {policy_id}")
-            else:
+            if policy_id not in self.policies:
+                known = " and ".join(map(repr, self.policies)) if len(self.policies) > 1 else f"only {DEFAULT!r}"
+                raise ConfigError(f"set_parameters: no policy is called {policy_id!r}; there is {known}")
+            label: Path | str = f"set_parameters: {policy_id}"
+            if not isinstance(source, Mapping):
                 saved = checkpoint.load(checkpoint.find(os.fspath(source)))
-                checkpoint.load_weights(self.policy, saved.policy, saved.path)
+                index = list(self.policies).index(policy_id)
+                source, label = saved.weights_of(index, len(self.policies)), saved.path
+            checkpoint.check_weights(self.policies[policy_id], source, label)
+            chosen.append((policy_id, source))
+        for policy_id, weights in chosen:
+            self.policies[policy_id].load_state_dict(dict(weights))
 
     def save(self, path: PathLike) -> Path:
         """Write a checkpoint, for `load`, `parl eval` and `init_from`; an older checkpoint there is replaced.
@@ -398,13 +417,17 @@ class Experiment:
             self._eval_vectorizers[key] = build.make_eval_vectorizer(
                 self.config.env, seed=self.config.seed, episodes=episodes, role=role
             )
-        return evaluate(
-            self.policy,
-            self._eval_vectorizers[key],
-            episodes,
-            noise_key=stream_key(self.config.seed, "eval", "noise"),
-            deterministic=self.config.eval.deterministic,
-        )
+        each = [
+            evaluate(
+                policy,
+                self._eval_vectorizers[key],
+                episodes,
+                noise_key=stream_key(self.config.seed, "eval", "noise"),
+                deterministic=self.config.eval.deterministic,
+            )
+            for policy in self.policies.values()
+        ]
+        return each[0] if len(each) == 1 else EvaluationGroup.of(each)
 
     def _save(self, path: Path) -> None:
         checkpoint.save(

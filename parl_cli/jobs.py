@@ -25,10 +25,11 @@ from parl_cli.functional.noise import stream_key
 from parl_cli.metrics import console
 from parl_cli.metrics.jsonl import read_jsonl
 from parl_cli.metrics.progress import make_progress
+from parl_cli.per_policy import parts
 from parl_cli.reports.bench import BenchProgress, print_report, reason
 from parl_cli.reports.bench_chart import plot_bench
 from parl_cli.training import checkpoint
-from parl_cli.training.evaluate import evaluate
+from parl_cli.training.evaluate import EvaluationGroup, evaluate
 from parl_cli.training.run_dir import RunDir
 from parl_cli.training.video import VideoRecorder
 
@@ -99,9 +100,7 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     saved = checkpoint.load(checkpoint.find(command.checkpoint))
     plugins.require(saved.config, command.plugins, _typed("eval", command))
     config = dataclasses.replace(build.check_fits(saved, saved.config), device=command.device)
-    policy = build.make_policy(env_spec(config.env), config)
-    checkpoint.load_weights(policy, saved.policy, saved.path)
-    policy = policy.to(build.policy_device(config))
+    policies = _policies_to_play(command, config, saved)
     seed = config.seed if command.seed is None else command.seed
     watching = command.render is not None or command.video
     if watching:
@@ -118,16 +117,21 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
         stack.callback(vectorizer.close)
         folder = stack.enter_context(_eval_folder(command, saved.path))
         video = stack.enter_context(VideoRecorder(vectorizer, folder / "video.mp4")) if command.video else None
-        result = evaluate(
-            policy,
-            vectorizer,
-            command.episodes,
-            noise_key=stream_key(seed, "eval", "noise"),
-            deterministic=command.deterministic,
-            on_step=None if video is None else video.capture,
-        )
+        each = [
+            evaluate(
+                policy,
+                vectorizer,
+                command.episodes,
+                noise_key=stream_key(seed, "eval", "noise"),
+                deterministic=command.deterministic,
+                on_step=None if video is None else video.capture,
+            )
+            for policy in policies
+        ]
+        result = each[0] if len(each) == 1 else EvaluationGroup.of(each)
         report = result.summary() | {
             "checkpoint": str(saved.path),
+            "policy_id": command.policy_id,
             "env_steps": saved.env_steps,
             "env": config.env.id or config.env.name,
             "deterministic": command.deterministic,
@@ -141,12 +145,44 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
         "return": f"{report['mean_return']:.1f} ± {report['std_return']:.1f}",
         "95 % interval": f"{low:.1f} to {high:.1f}",
         "length": f"{report['mean_length']:.1f} steps",
-        "episodes": f"{command.episodes}, {'deterministic' if command.deterministic else 'sampled'}",
+        **_each_policy(command, report),
+        "episodes": f"{report['episodes']}, {'deterministic' if command.deterministic else 'sampled'}",
         "checkpoint": f"{console.short_path(saved.path)} ({saved.env_steps:,} steps)",
         "written to": console.short_path(folder),
     }
     console.print_result(shown, title=f"{config.algo.name} on {config.env.name}")
     return report
+
+
+def _policies_to_play(command: EvalCommand, config: TrainConfig, saved: checkpoint.Checkpoint) -> list[Any]:
+    """The networks of a checkpoint that `parl eval` is asked for, with their weights.
+
+    Raises:
+        ConfigError: no such policy; several of them where only one can be watched.
+    """
+    own, number = parts(config), config.num_policies
+    if command.policy_id is not None:
+        if command.policy_id >= number:
+            last = f"has policies 0 to {number - 1}" if number > 1 else "has only policy 0"
+            raise ConfigError(f"policy_id={command.policy_id}: the checkpoint {last}")
+        own = [own[command.policy_id]]
+    if len(own) > 1 and (command.video or command.render is not None):
+        key = "video=true" if command.video else f"render={command.render}"
+        raise ConfigError(f"{key}: shows one policy, and the checkpoint has {number}; add policy_id=0")
+    policies, spec, device = [], env_spec(config.env), build.policy_device(config)
+    for part in own:
+        policy = build.make_policy(spec, part.config, part.policy_id)
+        checkpoint.load_weights(policy, saved.weights_of(part.policy_id, number), saved.path)
+        policies.append(policy.to(device))
+    return policies
+
+
+def _each_policy(command: EvalCommand, report: dict[str, Any]) -> dict[str, str]:
+    """What there is to say of policies, where there are several."""
+    if command.policy_id is not None:
+        return {"policy": str(command.policy_id)}
+    each = report.get("policies", {})
+    return {f"policy {i}": f"{one['mean_return']:.1f} ± {one['std_return']:.1f}" for i, one in each.items()}
 
 
 def bench_job(config: TrainConfig, command: BenchCommand, overrides: Sequence[str]) -> dict[str, Any]:
@@ -190,7 +226,7 @@ def _run(experiment: Experiment) -> float | None:
     """Train with a display, and say how it ended."""
     config, run = experiment.config, experiment.run
     assert run is not None
-    rollout_steps = config.algo.num_steps * config.num_envs
+    rollout_steps = config.algo.num_steps * config.num_envs // config.num_policies
     updates = -(-config.total_steps // rollout_steps)
     console.print_start(_essentials(experiment, run, updates), title=f"{config.algo.name} on {config.env.name}")
     history = list(read_jsonl(run.metrics))
@@ -213,13 +249,16 @@ def _run(experiment: Experiment) -> float | None:
 
 def _essentials(experiment: Experiment, run: RunDir, updates: int) -> dict[str, object]:
     config, algo = experiment.config, experiment.config.algo
-    rows = algo.num_steps * config.num_envs
+    num_envs = config.num_envs // config.num_policies
+    rows = algo.num_steps * num_envs
     workers = getattr(config.vectorizer, "num_workers", None)
     vectorizer = config.vectorizer.name if workers is None else f"{config.vectorizer.name}, {workers} workers"
     essentials: dict[str, object] = {
         "env": f"{config.env.id or config.env.name} × {config.num_envs} ({vectorizer})",
-        "rollout": f"{algo.num_steps} steps × {config.num_envs} envs = {rows:,}",
+        "rollout": f"{algo.num_steps} steps × {num_envs} envs = {rows:,}",
     }
+    if config.num_policies > 1:
+        essentials["policies"] = f"{config.num_policies}, with envs of their own; what is counted here is of each"
     if hasattr(algo, "num_minibatches"):
         size = rows // algo.num_minibatches
         epochs = getattr(algo, "num_epochs", 1)

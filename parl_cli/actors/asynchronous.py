@@ -52,7 +52,7 @@ class AsyncActors:
 
     Args:
         config: an `AsyncActorsConfig`, with its `num_actors` filled in.
-        num_envs: N, of all actors.
+        env_ids: what the N envs of all actors are called in the whole run.
 
     Attributes:
         watch: the learner's waiting.
@@ -61,7 +61,7 @@ class AsyncActors:
 
     replayable: ClassVar[bool] = False  # an actor may be anywhere in a rollout when the run is saved
 
-    def __init__(self, config: Any, num_envs: int) -> None:
+    def __init__(self, config: Any, env_ids: range) -> None:
         self.num_actors: int = config.num_actors
         self.max_restarts: int = config.max_restarts
         self.start_timeout_s: float = config.start_timeout_s
@@ -69,7 +69,9 @@ class AsyncActors:
         self.tickets = Tickets(config.num_actors, config.max_policy_lag)
         self.watch = Stopwatch()
         self.restarts = 0
-        self._shares = split(num_envs, self.num_actors)
+        num_envs = len(env_ids)
+        self._env_ids = env_ids
+        self._shares = [slice(part.start, part.stop) for part in split(num_envs, self.num_actors)]
         self._episode_numbers = np.full(num_envs, -1, np.int64)  # where actors begin that are not started yet
         self._acted = np.zeros(num_envs, np.uint64)
         self._actors: list[Any] = []  # `Running`s; none before the first weights
@@ -106,8 +108,8 @@ class AsyncActors:
 
     # ---- hooks of the subclasses ----
 
-    def _start(self, index: int, incarnation: int, begin: Callable[[Any], Status]) -> Any:
-        """Start an actor; `begin(buffer)` puts its status at the beginning of a buffer."""
+    def _start(self, index: int, incarnation: int, envs: range, begin: Callable[[Any], Status]) -> Any:
+        """Start the actor of these envs of the run; `begin(buffer)` puts its status at the beginning of a buffer."""
         raise NotImplementedError
 
     def _tell(self, actor: Any, ticket: int) -> None:
@@ -311,9 +313,10 @@ class AsyncActors:
             raise ParlError("this actor pool is closed: make a new one")
 
     def _started(self, index: int, incarnation: int) -> Any:
-        envs = self._shares[index]
-        numbers, acted = self._episode_numbers[envs.start : envs.stop], self._acted[envs.start : envs.stop]
-        actor = self._start(index, incarnation, lambda buffer: Status.begin(buffer, numbers, acted))
+        share = self._shares[index]
+        numbers, acted = self._episode_numbers[share], self._acted[share]
+        envs = self._env_ids[share]
+        actor = self._start(index, incarnation, envs, lambda buffer: Status.begin(buffer, numbers, acted))
         actor.seen = (0, time.monotonic())
         return actor
 
@@ -355,9 +358,9 @@ class AsyncActors:
 
     def _note_progress(self) -> None:
         for actor in self._actors:
-            envs = slice(actor.envs.start, actor.envs.stop)
-            self._episode_numbers[envs] = actor.status.episode_numbers
-            self._acted[envs] = actor.status.acted
+            share = self._shares[actor.index]
+            self._episode_numbers[share] = actor.status.episode_numbers
+            self._acted[share] = actor.status.acted
 
     def _stop_all(self) -> list[str]:
         self._note_progress()

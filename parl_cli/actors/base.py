@@ -34,7 +34,7 @@ class Actor:
         policy: see `parl_cli.types.Policy`.
         num_steps: T.
         noise_key: 64-bit key of the noise of all actors.
-        first_env: what this actor's env 0 is called in the whole run.
+        env_ids: what this actor's envs are called in the whole run; None: 0, 1, 2 …
 
     Attributes:
         version: of the policy's weights; written into the steps that they choose.
@@ -42,12 +42,15 @@ class Actor:
         on_step: called after every answer with the number of envs that stepped; what it raises ends the rollout.
     """
 
-    def __init__(self, vectorizer: Any, policy: Any, *, num_steps: int, noise_key: int, first_env: int = 0) -> None:
+    def __init__(
+        self, vectorizer: Any, policy: Any, *, num_steps: int, noise_key: int, env_ids: range | None = None
+    ) -> None:
         self.vectorizer = vectorizer
         self.policy = policy
         self.num_steps = num_steps
         self.noise_key = noise_key
-        self.first_env = first_env
+        self.env_ids = range(vectorizer.num_envs) if env_ids is None else env_ids
+        self._env_ids = np.array(self.env_ids, np.int64)
         self.on_step: Callable[[int], None] | None = None
         self.version = 0
         self.watch = Stopwatch()
@@ -154,13 +157,13 @@ class Actor:
     def _open_columns(self, envs: np.ndarray) -> None:
         columns = self._columns.open(len(envs))
         self._column[envs] = columns
-        self._columns.write_head("env_id", columns, envs + self.first_env)
+        self._columns.write_head("env_id", columns, self._env_ids[envs])
         if self._state is not None:
             self._columns.write_head("state", columns, self._state[envs])
         steps = self._acted[envs] + np.arange(self.num_steps, dtype=np.uint64)[:, None]
         shape = (*self._agents, self.policy.noise_dim)
         period = np.uint64(self.policy.noise_period)
-        noise = uniform(self.noise_key, envs + self.first_env, steps // period, int(np.prod(shape)))
+        noise = uniform(self.noise_key, self._env_ids[envs], steps // period, int(np.prod(shape)))
         self._columns.write_whole("noise", columns, noise.reshape(self.num_steps, len(envs), *shape))
 
     def _place(self, envs: np.ndarray) -> tuple[Any, Any]:
@@ -212,7 +215,7 @@ class Actor:
             state = None if self._state is None else self._state[env].copy()
             self._columns.add_final(int(self._column[env]), int(self._t[env]), step.final_obs[k].copy(), state)
             episode_return = float(np.mean(step.episode_return[k]))
-            self._episodes.append(Episode(self.first_env + env, episode_return, int(step.episode_length[k])))
+            self._episodes.append(Episode(self.env_ids[env], episode_return, int(step.episode_length[k])))
 
     def _cut_before(self, env: int) -> None:
         """Truncate the step before a lost one, unless an episode ended there: it led to what was seen last."""
@@ -296,8 +299,8 @@ class Actor:
 
     def _refuse_replay(self, env: int, what: str) -> None:
         raise EnvError(
-            f"env {env} cannot be resumed exactly: after its reset seed and the same actions {what}, so it is not "
-            "reproducible; resume with checkpoint.env=reset to begin new episodes instead"
+            f"env {self.env_ids[env]} cannot be resumed exactly: after its reset seed and the same actions {what}, so "
+            "it is not reproducible; resume with checkpoint.env=reset to begin new episodes instead"
         )
 
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from parl_cli.actors.base import Actor
+from parl_cli.actors.worker import as_in_run
 from parl_cli.config import TrainConfig, option
+from parl_cli.errors import ParlError
 from parl_cli.metrics.timing import Stopwatch
 from parl_cli.types import Metrics, Rollout, Snapshot
 
@@ -42,7 +44,7 @@ class InlineActors:
     @classmethod
     def make(cls, recipe: Any, policy: Any) -> InlineActors:
         """One actor for all envs, with the learner's policy, or with a copy that lags behind it."""
-        envs, lag = range(recipe.config.num_envs), recipe.config.debug.policy_lag
+        envs, lag = recipe.env_ids, recipe.config.debug.policy_lag
         if lag == 0:
             return cls(recipe.actor(policy, envs))
         return LaggedActors(recipe.actor(recipe.policy().to(next(policy.parameters()).device), envs), lag)
@@ -58,7 +60,11 @@ class InlineActors:
 
     def get(self, n: int) -> list[Rollout]:
         """The next n rollouts, acted out now."""
-        return [self.actor.collect() for _ in range(n)]
+        try:
+            return [self.actor.collect() for _ in range(n)]
+        except ParlError as error:
+            error.args = (as_in_run(str(error), self.actor.env_ids), *error.args[1:])
+            raise
 
     def metrics(self) -> Metrics:
         """Nothing that the watch does not say."""

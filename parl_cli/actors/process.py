@@ -69,7 +69,7 @@ class ProcessActors(AsyncActors):
 
     def __init__(self, recipe: Any) -> None:
         config = recipe.config
-        super().__init__(config.actors, config.num_envs)
+        super().__init__(config.actors, recipe.env_ids)
         policy, share = recipe.policy(), config.num_envs // self.num_actors
         layout = slot_layout(recipe.spec, policy, config.algo.num_steps, share)
         self._plan = SlotPlan(share, self.tickets.num_slots, layout)
@@ -100,11 +100,10 @@ class ProcessActors(AsyncActors):
             )
         super().check(config)
 
-    def _start(self, index: int, incarnation: int, begin: Callable[[Any], Status]) -> _Process:
-        envs = self._shares[index]
+    def _start(self, index: int, incarnation: int, envs: range, begin: Callable[[Any], Status]) -> _Process:
         memory = SharedMemory(self._plan.size)
         status = begin(memory.buffer)
-        share = worker.Share(self._recipe, envs.start, self._plan, self._weights_layout)
+        share = worker.Share(self._recipe, envs, self._plan, self._weights_layout)
         process, connection = processes.start(self._context, worker.main, pickle.dumps(share), f"parl-actor-{index}")
         with contextlib.suppress(OSError):  # it is dead already, and will be heard of
             memory.send(connection, process.pid)

@@ -61,7 +61,7 @@ class ThreadActors(AsyncActors):
     summary: ClassVar[str] = "in threads beside the learner, on any device: one batch for the envs of many workers"
 
     def __init__(self, recipe: Any, device: torch.device) -> None:
-        super().__init__(recipe.config.actors, recipe.config.num_envs)
+        super().__init__(recipe.config.actors, recipe.env_ids)
         self._recipe = recipe
         self._device = device
         self._weights = _Weights(device)
@@ -74,8 +74,7 @@ class ThreadActors(AsyncActors):
         """The pool of a run; without a device of their own, actors act on the learner's."""
         return cls(recipe, recipe.device or next(policy.parameters()).device)
 
-    def _start(self, index: int, incarnation: int, begin: Callable[[Any], Status]) -> _Thread:
-        envs = self._shares[index]
+    def _start(self, index: int, incarnation: int, envs: range, begin: Callable[[Any], Status]) -> _Thread:
         status = begin(np.zeros(buffer_size(Status.layout(len(envs))), np.uint8))
         inbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         recipe, device, said = self._recipe, self._device, self._said
@@ -88,7 +87,7 @@ class ThreadActors(AsyncActors):
                 lambda what: said.put((status, what)),
                 _Reader(self._weights).load_into,
                 [None] * self.tickets.num_slots,
-                envs.start,
+                envs,
             ),
             name=f"parl-actor-{index}",
             daemon=True,

@@ -44,7 +44,7 @@ class Running:
 
     index: int
     incarnation: int
-    envs: range
+    envs: range  # what they are called in the whole run
     status: Status
     free: list[int]  # slots that it may be given a ticket for
     owed: deque[Ticket] = field(default_factory=deque)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from parl_cli import errors
 from parl_cli.errors import ParlError
+from parl_cli.vectorizers.calls import span
 from parl_cli.vectorizers.processes import settle
 
 if TYPE_CHECKING:
@@ -56,27 +57,32 @@ class Failed:
     text: str
 
     @classmethod
-    def because(cls, error: BaseException, first_env: int) -> Failed:
+    def because(cls, error: BaseException, env_ids: range) -> Failed:
         """Text, because not every exception can be pickled. What nobody foresaw keeps its traceback.
 
         Args:
             error: what was raised.
-            first_env: added to the env ids in our own messages: a vectorizer counts its envs from 0.
+            env_ids: what the actor's envs are called in the whole run: a vectorizer counts its own from 0.
         """
         name = type(error).__name__
         if isinstance(error, ParlError) and hasattr(errors, name):
             summary, *trace = str(error).split("\n", 1)
-            summary = _ENV_IDS.sub(lambda found: _shifted(found, first_env), summary)
-            return cls(name, "\n".join([summary, *trace]))
+            return cls(name, "\n".join([as_in_run(summary, env_ids), *trace]))
         text = "".join(traceback.format_exception(error)).rstrip()
         return cls("WorkerError", f"failed with {name}: {error}\n\n{text}")
 
 
-_ENV_IDS = re.compile(r"\benvs? \d+( to \d+)?")
+_ENV_IDS = re.compile(r"\benvs? (\d+)(?: to (\d+))?")
 
 
-def _shifted(found: re.Match[str], first_env: int) -> str:
-    return re.sub(r"\d+", lambda number: str(int(number[0]) + first_env), found[0])
+def as_in_run(text: str, env_ids: range) -> str:
+    """A message of a vectorizer's, which counts its envs from 0, with the envs called as in the whole run."""
+
+    def renamed(found: re.Match[str]) -> str:
+        first, last = (env_ids.start + env_ids.step * int(number) for number in (found[1], found[2] or found[1]))
+        return span(range(first, last + 1, env_ids.step))
+
+    return _ENV_IDS.sub(renamed, text)
 
 
 class _Stopped(Exception):  # noqa: N818  # like StopIteration: not an error
@@ -90,7 +96,7 @@ def live(
     say: Callable[[Any], None],
     load_weights: Callable[[Any], int],
     slots: list[Any],
-    first_env: int,
+    env_ids: range,
 ) -> None:
     """Make an actor, let it act for as long as there are tickets, and close its envs.
 
@@ -101,7 +107,7 @@ def live(
         say: takes what it has to say.
         load_weights: gives its policy the newest weights; returns their version.
         slots: the arrays to fill for each ticket, or None for new ones.
-        first_env: what its env 0 is called in the whole run.
+        env_ids: what its envs are called in the whole run.
     """
     actor = None
     try:
@@ -112,13 +118,13 @@ def live(
     except (EOFError, ConnectionError):
         raise  # nobody is there to listen
     except BaseException as error:
-        say(Failed.because(error, first_env))
+        say(Failed.because(error, env_ids))
     finally:
         if actor is not None:
             try:
                 actor.vectorizer.close()
             except BaseException as error:
-                say(Failed.because(error, first_env))
+                say(Failed.because(error, env_ids))
 
 
 def _act(
@@ -177,7 +183,7 @@ class Share:
     """What an actor process is given: by pickling, before the memory that it names."""
 
     recipe: bytes  # pickled apart: what it imports may fail, and then there must be somebody to tell
-    first_env: int
+    env_ids: range
     plan: SlotPlan
     weights: Layout
 
@@ -208,7 +214,7 @@ def _serve(connection: Connection, payload: bytes) -> None:
 
     def make() -> Actor:
         recipe = pickle.loads(share.recipe)
-        return recipe.actor(recipe.policy(), range(share.first_env, share.first_env + plan.num_envs))
+        return recipe.actor(recipe.policy(), share.env_ids)
 
     live(
         make,
@@ -217,5 +223,5 @@ def _serve(connection: Connection, payload: bytes) -> None:
         connection.send,
         WeightsReader(SharedWeights(weights, share.weights)).load_into,
         plan.slots(own),
-        share.first_env,
+        share.env_ids,
     )

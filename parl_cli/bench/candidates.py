@@ -12,6 +12,7 @@ from typing import Any
 from parl_cli import build, registry
 from parl_cli.config import BenchCommand, TrainConfig
 from parl_cli.errors import ConfigError, suggest
+from parl_cli.per_policy import parts
 from parl_cli.types import EnvSpec
 from parl_cli.vectorizers.calls import available_cores
 
@@ -53,7 +54,7 @@ def sizes(config: TrainConfig, command: BenchCommand, spec: EnvSpec, refuse: Ref
     for num_envs in sorted({config.num_envs, *(TUNED_NUM_ENVS if command.tune else ())}):
         sized = dataclasses.replace(config, num_envs=num_envs)
         try:
-            registry.load("algo", sized.algo.name).check(sized, spec)
+            build.check_parts(parts(sized), spec)
             registry.load("actors", sized.actors.name).check(sized)
         except ConfigError as error:
             refuse(f"num_envs={num_envs}", str(error))
@@ -66,13 +67,13 @@ def candidates(config: TrainConfig, command: BenchCommand, spec: EnvSpec, refuse
 
     The config's own vectorizer keeps its other options; the rest have their defaults.
     """
-    cores = available_cores() // getattr(config.actors, "num_actors", 1)
+    num_envs, cores = len(build.envs_of_one_actor(config)), available_cores() // getattr(config.actors, "num_actors", 1)
     for name in chosen_names(command):
         base = config.vectorizer if config.vectorizer.name == name else registry.load("vectorizer", name).Config()
-        for options in variants(base, cores, len(one_actor_s(config)), command.tune):
+        for options in variants(base, cores, num_envs, command.tune):
             candidate = Candidate(dataclasses.replace(config, vectorizer=dataclasses.replace(base, **options)))
             try:
-                registry.load("algo", config.algo.name).check(candidate.config, spec)
+                build.check_parts(parts(candidate.config), spec)
                 candidate = Candidate(build.resolve(candidate.config))
             except ConfigError as error:
                 refuse(candidate.full_name, str(error))
@@ -91,11 +92,6 @@ def chosen_names(command: BenchCommand) -> list[str]:
         if name not in known:
             raise ConfigError(f"vectorizers=[{name}]: no such vectorizer; {suggest(name, known)}")
     return command.vectorizers or known
-
-
-def one_actor_s(config: TrainConfig) -> range:
-    """The envs that one actor of the job steps, which is what a vectorizer is given."""
-    return range(config.num_envs // getattr(config.actors, "num_actors", 1))
 
 
 def variants(vectorizer: Any, cores: int, num_envs: int, tune: bool) -> list[dict[str, int]]:

@@ -12,7 +12,7 @@ from time import perf_counter
 import torch
 
 from parl_cli import build
-from parl_cli.bench.candidates import Candidate, candidates, one_actor_s, sizes
+from parl_cli.bench.candidates import Candidate, candidates, sizes
 from parl_cli.bench.parts import Parts, measure_parts
 from parl_cli.bench.report import Report, Result
 from parl_cli.config import BenchCommand, TrainConfig
@@ -96,8 +96,9 @@ class Bench:
         stage = f"env only, num_envs={found[0].config.num_envs}"
         windows = itertools.count(1)
         self._stage(stage, f"starting {len(found)} vectorizers")
+        configs = [candidate.config for candidate in found]
         speeds, failed = race(
-            {i: partial(build.make_vectorizer, c.config, one_actor_s(c.config)) for i, c in enumerate(found)},
+            {i: partial(build.make_vectorizer, c, build.envs_of_one_actor(c)) for i, c in enumerate(configs)},
             self.command.seconds / ROUNDS,
             ROUNDS,
             lambda: self.progress(stage, f"window {next(windows)} of {len(found) * ROUNDS}"),
@@ -160,7 +161,7 @@ class Training:
 
     def __init__(self, config: TrainConfig, spec: EnvSpec) -> None:
         self.learner = build.make_learner(config, spec)
-        self.pool = build.make_pool(config, self.learner.algo.policy, spec)
+        self.pool = build.make_pool(config, self.learner.policy, spec)
         self.pool.publish(self.learner.snapshot())
         self.speed = Speed()
         self.shares: list[Metrics] = []
@@ -169,16 +170,20 @@ class Training:
         """Train one round."""
         for watch in (self.pool.watch, self.learner.watch):
             watch.take()
-        steps, cpu, started = self.learner.env_steps, meter.seconds(), perf_counter()
+        steps, cpu, started = self._env_steps(), meter.seconds(), perf_counter()
         for _ in range(updates):
             self.update()
-        elapsed, done = perf_counter() - started, self.learner.env_steps - steps
+        elapsed, done = perf_counter() - started, self._env_steps() - steps
         self.speed.cpu_s.append((meter.seconds() - cpu) / done)
         self.speed.steps_per_s.append(done / elapsed)
         whole = Stopwatch()
         for watch in (self.pool.watch, self.learner.watch):
             whole.merge(watch.take())
         self.shares.append(whole.shares(elapsed))
+
+    def _env_steps(self) -> int:
+        """Of all policies."""
+        return sum(learner.env_steps for learner in getattr(self.learner, "learners", [self.learner]))
 
     def update(self) -> None:
         """One rollout, one update, as in `training.loop`."""

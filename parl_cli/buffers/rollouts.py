@@ -13,6 +13,7 @@ from torch import Tensor
 from parl_cli.types import Episode, Rollout
 
 FINALS = ("final_index", "final_obs", "final_state")  # fields with a row per episode that ended
+BY_COLUMN = ("env_id", "last_obs", "last_is_first", "state")  # fields with a row per column
 
 
 class ColumnBuffer:
@@ -151,9 +152,49 @@ def concatenate(rollouts: Sequence[Rollout]) -> Rollout:
         elif parts[0] is None:
             merged[spec.name] = None
         else:
-            by_column = spec.name in ("env_id", "last_obs", "last_is_first", "state", "final_obs", "final_state")
-            merged[spec.name] = torch.cat(parts, dim=0 if by_column else 1)
+            merged[spec.name] = torch.cat(parts, dim=0 if spec.name in BY_COLUMN or spec.name in FINALS else 1)
     return Rollout(**merged)
+
+
+def select_columns(rollout: Rollout, columns: Tensor) -> Rollout:
+    """The rollout of some of its columns alone, without episodes and dropped steps: those belong to no column.
+
+    Args:
+        rollout: of N columns.
+        columns: [n] int64 in ascending order, without repetition.
+    """
+    ends = torch.isin(rollout.final_index[:, 1], columns)
+    index = rollout.final_index[ends]
+    chosen: dict[str, Any] = {"episodes": [], "dropped_steps": 0}
+    for spec in dataclasses.fields(Rollout):
+        value = getattr(rollout, spec.name)
+        if spec.name == "final_index":
+            chosen[spec.name] = torch.stack([index[:, 0], torch.searchsorted(columns, index[:, 1].contiguous())], dim=1)
+        elif spec.name == "extras":
+            chosen[spec.name] = {name: tensor[:, columns] for name, tensor in value.items()}
+        elif isinstance(value, Tensor):
+            rows = ends if spec.name in FINALS else columns
+            chosen[spec.name] = value[rows] if spec.name in BY_COLUMN or spec.name in FINALS else value[:, rows]
+    return Rollout(**chosen)
+
+
+def split_by_policy(rollout: Rollout, num_policies: int) -> list[Rollout | None]:
+    """What each policy acted: at index p the columns with env_id % num_policies = p; None where there are none.
+
+    A rollout that is one policy's alone stays as it is. What was dropped of a mixed one is shared out evenly, since
+    nobody knows whose it was.
+    """
+    owner = rollout.env_id % num_policies
+    present = owner.unique().tolist()
+    if len(present) == 1:
+        return [rollout if policy_id in present else None for policy_id in range(num_policies)]
+    parts: list[Rollout | None] = [None] * num_policies
+    for place, policy_id in enumerate(present):
+        part = parts[policy_id] = select_columns(rollout, (owner == policy_id).nonzero()[:, 0])
+        part.episodes = [episode for episode in rollout.episodes if episode.env_id % num_policies == policy_id]
+        before, after = (rollout.dropped_steps * n // len(present) for n in (place, place + 1))
+        part.dropped_steps = after - before
+    return parts
 
 
 def to_device(rollout: Rollout, device: torch.device) -> Rollout:

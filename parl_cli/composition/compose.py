@@ -41,7 +41,7 @@ from parl_cli.errors import ConfigError, suggest
 _PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
 
 # Mappings whose keys are the user's own: a key in them need not be there before, so `+` is not asked for.
-OPEN_KEYS = ("env.kwargs.", "logger.sinks.", "where.", "thresholds.", "normalize.")
+OPEN_KEYS = ("env.kwargs.", "policies.", "logger.sinks.", "where.", "thresholds.", "normalize.")
 
 _EXPONENT = re.compile(r"(?<![\w.+-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w.])")
 

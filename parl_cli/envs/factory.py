@@ -80,17 +80,20 @@ class EpisodeSeeds:
     Args:
         run_seed: the seed of the run, not negative.
         role: TRAIN_ROLE, EVAL_ROLE or TEST_ROLE: none of them sees another's seeds on purpose.
-        first_env: added to every env id: what an actor's env 0 is called in the whole run.
+        first_env: what an actor's env 0 is called in the whole run.
+        env_stride: what comes to that for each of its envs that follow.
     """
 
     run_seed: int
     role: int = TRAIN_ROLE
     first_env: int = 0
+    env_stride: int = 1
 
     def __call__(self, env_id: int, episode: int) -> int:
         """The seed in [0, 2**32) with which `env_id` begins its episode number `episode`, counted from 0."""
         # SeedSequence(run_seed, spawn_key=(role, env_id, episode)), its words put together here: half the time
-        words = np.array([*self._run_words, self.role, self.first_env + env_id, episode], np.uint32)
+        env_id = self.first_env + env_id * self.env_stride
+        words = np.array([*self._run_words, self.role, env_id, episode], np.uint32)
         return int(np.random.SeedSequence(words).generate_state(1)[0])
 
     @cached_property

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from functools import cache
 
+from parl_cli.metrics.per_policy import PREFIX
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -87,12 +89,25 @@ CATALOG: tuple[Metric, ...] = (
     Metric("eval/return_ci95", "reward", "half width of the mean's 95 % confidence interval"),
     Metric("eval/length_mean", "env steps", "length of those episodes, mean"),
     Metric("eval/episodes", "episodes", "episodes in this evaluation"),
+    Metric(
+        "policy_<id>/…",
+        "its own",
+        "what stands behind the slash, of one policy in a run with several. Without it, `env_steps`, `update` and "
+        "`steps_per_s` are those of one policy (the one with fewest env steps), `eval/…` is over all episodes, other "
+        "counts since the start are sums, `_min` and `_max` extremes, and all else is the mean over policies",
+    ),
 )
 
 
 @cache
 def lookup(name: str) -> Metric | None:
-    """The catalogue's entry for a logged name, by itself or by the pattern it fits; None if it has none."""
+    """The catalogue's entry for a logged name, by itself or by the pattern it fits; None if it has none.
+
+    One policy's metric has the entry of the metric.
+    """
+    prefix = PREFIX.match(name)
+    if prefix is not None:
+        name = name[prefix.end() :]
     for metric in CATALOG:
         if _pattern(metric.name).fullmatch(name):
             return metric

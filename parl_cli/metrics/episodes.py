@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from parl_cli.errors import CheckpointError
+from parl_cli.metrics.per_policy import merged
 from parl_cli.types import Episode, Metrics
 
 
@@ -70,6 +71,35 @@ class EpisodeWindow:
         self.count = int(count or 0)
         self._returns = deque((float(value) for value in returns), maxlen=self.size)
         self._lengths = deque(lengths, maxlen=self.size)
+
+
+class WindowGroup:
+    """A window for each policy, of the episodes of its envs; see `EpisodeWindow`.
+
+    Args:
+        num_policies: K; env i belongs to policy i % K.
+    """
+
+    def __init__(self, num_policies: int) -> None:
+        self.windows = [EpisodeWindow() for _ in range(num_policies)]
+
+    def add(self, episodes: Iterable[Episode]) -> None:
+        """Take finished episodes, in the order they finished."""
+        for episode in episodes:
+            self.windows[episode.env_id % len(self.windows)].add([episode])
+
+    def metrics(self) -> Metrics:
+        """The row's `episode/…` values, of each policy and over them."""
+        return merged([window.metrics() for window in self.windows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Each window's, by policy id."""
+        return {str(policy_id): window.state_dict() for policy_id, window in enumerate(self.windows)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for policy_id, window in enumerate(self.windows):
+            window.load_state_dict(state[str(policy_id)])
 
 
 def _is_count(value: object) -> bool:

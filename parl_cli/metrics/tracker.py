@@ -154,11 +154,14 @@ class Tracker:
         if "episode/return_mean" in row:
             episodes = min(100, int(row.get("episode/count", 100)))
             spread = f" ± {gauges.figure(row['episode/return_std'])}" if "episode/return_std" in row else ""
-            lines["return"] = (
-                f"{gauges.figure(row['episode/return_mean'])}{spread} over the last {_plural(episodes, 'episode')}"
-            )
+            over = "" if "policy_0/env_steps" in row else f" over the last {_plural(episodes, 'episode')}"
+            lines["return"] = f"{gauges.figure(row['episode/return_mean'])}{spread}{over}"
         else:
             lines["return"] = "no episode has finished yet"
+        own = {name: value for name, value in row.items() if name.endswith("/episode/return_mean")}
+        if own:
+            returns = ", ".join(f"{gauges.figure(v)} ({n.partition('/')[0].replace('_', ' ')})" for n, v in own.items())
+            lines["return"] += f", mean of {returns}"
         if self.last_eval is not None and self.best_eval is not None:
             best = f"best {self.best_eval} at {gauges.count(self.best_eval.env_steps)} steps"
             lines["evaluation"] = f"{best}, last {self.last_eval}"

@@ -90,6 +90,8 @@ def budget(run: Run) -> int:
     """Env steps of the whole run: its budget in whole updates, or what it was extended to."""
     total, rollout = (run.config.get(key) for key in ("total_steps", "algo.num_steps"))
     rollout = rollout * run.config.get("num_envs", 1) if isinstance(rollout, int) else 1
+    policies = run.config.get("num_policies", 1)
+    rollout //= policies if isinstance(policies, int) and policies > 0 else 1
     total = total if isinstance(total, int) else 1
     done = run.info.get("env_steps")
     return max(-(-total // max(1, rollout)) * rollout, done if isinstance(done, int) else 0, 1)

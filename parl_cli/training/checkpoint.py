@@ -48,6 +48,28 @@ class Checkpoint:
     policy: dict[str, Tensor]
     training: dict[str, Any]
 
+    @property
+    def num_policies(self) -> int:
+        """How many it says that it holds."""
+        number = self.config.get("num_policies", 1)
+        return number if isinstance(number, int) else 1  # it may say anything; then its weights will not fit
+
+    def weights_of(self, policy_id: int, num_policies: int = 1) -> dict[str, Tensor]:
+        """The weights for one policy of a run with `num_policies`: its own, or those of an only one for each of them.
+
+        Raises:
+            CheckpointError: it holds several, but not as many.
+        """
+        if self.num_policies == 1:
+            return self.policy
+        if self.num_policies != num_policies:
+            raise CheckpointError(
+                f"checkpoint={self.path}: holds {self.num_policies} policies, this run {num_policies}; in Python, "
+                "Experiment.load(…).get_parameters() gives each one's weights"
+            )
+        prefix = f"{policy_id}."
+        return {name.removeprefix(prefix): w for name, w in self.policy.items() if name.startswith(prefix)}
+
 
 def save(
     path: Path,

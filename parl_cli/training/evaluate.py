@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from parl_cli.functional.noise import uniform
+from parl_cli.metrics.per_policy import of_policy
 
 MAX_PARALLEL = 32
 BOOTSTRAP_BLOCK = 1_000_000  # draws at once
@@ -44,6 +45,28 @@ class Evaluation:
             "eval/length_mean": summary["mean_length"],
             "eval/episodes": float(summary["episodes"]),
         }
+
+
+@dataclass(frozen=True)
+class EvaluationGroup(Evaluation):
+    """The evaluations of several policies; as an evaluation it is that of all their episodes."""
+
+    each: Sequence[Evaluation] = ()  # by policy id
+
+    @classmethod
+    def of(cls, each: Sequence[Evaluation]) -> EvaluationGroup:
+        """All episodes, policy by policy."""
+        returns, lengths = (np.concatenate([getattr(one, part) for one in each]) for part in ("returns", "lengths"))
+        return cls(returns, lengths, each)
+
+    def summary(self) -> dict[str, Any]:
+        """Over all episodes, and each policy's."""
+        return super().summary() | {"policies": {str(i): one.summary() for i, one in enumerate(self.each)}}
+
+    def metrics(self) -> dict[str, float]:
+        """The row's values over all episodes, and each policy's."""
+        own = [of_policy(policy_id, one.metrics()) for policy_id, one in enumerate(self.each)]
+        return super().metrics() | {name: value for metrics in own for name, value in metrics.items()}
 
 
 class EpisodeSpread:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from parl_cli.metrics.episodes import EpisodeWindow
+from parl_cli.metrics.episodes import EpisodeWindow, WindowGroup
 from parl_cli.metrics.memory import rss_mb
 from parl_cli.metrics.sinks import SinkGroup
 from parl_cli.metrics.timing import Stopwatch
@@ -30,6 +30,7 @@ class MetricsHook:
         watches: stopwatches of the roles, whose parts become time shares.
         every_steps: env steps between rows; None: a row per update.
         more: what else goes into a row, of the time since the row before.
+        num_policies: whose episodes they are: env i is policy i % num_policies'.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class MetricsHook:
         watches: Iterable[Stopwatch],
         every_steps: int | None = None,
         more: Callable[[], Metrics] = dict,
+        num_policies: int = 1,
     ) -> None:
         self.sinks = sinks
         self.display = display
@@ -46,7 +48,7 @@ class MetricsHook:
         self._watch = Stopwatch()
         self.every_steps = every_steps
         self.more = more
-        self.window = EpisodeWindow()
+        self.window = EpisodeWindow() if num_policies == 1 else WindowGroup(num_policies)
         self._earlier_s = 0.0  # training time before the clock was started
         self._started: float | None = None
         self._last_row = (time.perf_counter(), 0)

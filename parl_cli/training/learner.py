@@ -49,6 +49,11 @@ class Learner:
         self.episodes: list[Episode] = []  # finished in the last update's rollouts
         self.watch = Stopwatch()
 
+    @property
+    def policy(self) -> Any:
+        """The network."""
+        return self.algo.policy
+
     def step(self, rollouts: Sequence[Rollout]) -> Metrics:
         """Learn from rollouts.
 
@@ -75,7 +80,7 @@ class Learner:
             # the progress before this rollout, so that the first update uses the schedules' first values
             progress = (self.env_steps - self.last_steps) / self.total_steps
             metrics |= self.algo.update(rollout, min(progress, 1.0))
-            self.algo.policy.update_normalizer(rollout)
+            self.policy.update_normalizer(rollout)
             self.updates += 1
             watched = {k: v for k, v in metrics.items() if k.startswith("loss/") or k == "optim/grad_norm"}
             bad = [name for name, value in watched.items() if not math.isfinite(value)]
@@ -89,7 +94,7 @@ class Learner:
 
     def snapshot(self) -> Snapshot:
         """The weights as they are now, by reference."""
-        return Snapshot(self.updates, self.env_steps, self.algo.policy.state_dict(keep_vars=False))
+        return Snapshot(self.updates, self.env_steps, self.policy.state_dict(keep_vars=False))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next update depends on besides the rollout."""

@@ -197,4 +197,8 @@ def available_cores() -> int:
 
 def span(ids: range) -> str:
     """A worker's envs in words."""
-    return f"env {ids.start}" if len(ids) == 1 else f"envs {ids.start} to {ids.stop - 1}"
+    if len(ids) == 1:
+        return f"env {ids.start}"
+    if ids.step == 1:
+        return f"envs {ids.start} to {ids[-1]}"
+    return f"envs {ids.start}, {ids[1]}" + (f" … {ids[-1]}" if len(ids) > 2 else "")

@@ -49,6 +49,11 @@ class Recipe:
         env = CountingEnv()
         return EnvSpec("probe", env.observation_space, env.action_space)
 
+    @property
+    def env_ids(self) -> range:
+        """All envs of the run."""
+        return range(self.config.num_envs)
+
     def policy(self) -> Any:
         """Always the same."""
         return make_policy(self.spec) if self.policy_class is None else make_policy(self.spec, self.policy_class)
@@ -61,7 +66,7 @@ class Recipe:
             functools.partial(_seed, envs.start),
             **self.options,
         )
-        return Actor(vectorizer, policy, num_steps=NUM_STEPS, noise_key=7, first_env=envs.start)
+        return Actor(vectorizer, policy, num_steps=NUM_STEPS, noise_key=7, env_ids=envs)
 
 
 def _seed(first_env: int, env: int, episode: int) -> int:

@@ -88,6 +88,24 @@ def test_a_thread_acts_alone_by_default():
     assert build.resolve(train_config(actors=ThreadActors.Config(), num_envs=32)).actors.num_actors == 1
 
 
+@pytest.mark.parametrize(
+    ("cores", "num_policies", "num_envs", "num_actors"), [(2, 2, 32, 2), (6, 2, 32, 4), (6, 3, 48, 3), (9, 2, 8, 2)]
+)
+def test_every_policy_has_as_many_actors_and_one_at_least(monkeypatch, cores, num_policies, num_envs, num_actors):
+    monkeypatch.setattr(build, "available_cores", lambda: cores)
+    config = train_config(actors=ProcessActors.Config(), num_envs=num_envs, num_policies=num_policies)
+    assert build.resolve(config).actors.num_actors == num_actors
+    threads = dataclasses.replace(config, actors=ThreadActors.Config())
+    assert build.resolve(threads).actors.num_actors == num_policies
+
+
+def test_policies_that_take_turns_have_all_cores_for_their_workers(monkeypatch):
+    monkeypatch.setattr(build, "available_cores", lambda: 4)
+    config = build.resolve(train_config(vectorizer=threaded(), num_envs=16, num_policies=2))
+    assert config.vectorizer.num_workers == 4
+    assert len(build.envs_of_one_actor(config)) == 8
+
+
 def test_actors_that_were_asked_for_stay_and_share_the_cores_for_workers():
     config = train_config(actors=ProcessActors.Config(num_actors=2), vectorizer=threaded(), num_envs=8)
     config = build.resolve(config)
@@ -152,7 +170,7 @@ def test_advice_on_minibatches_can_be_followed(num_envs, num_minibatches):
         ({"device": "gpu"}, "device=gpu: must be auto"),
         ({"num_envs": 0}, "num_envs=0: must be at least 1"),
         ({"plugins": ["no_such_module_at_all"]}, "plugins=[no_such_module_at_all]: cannot be imported"),
-        ({"polciy": {}}, "unknown key polciy; did you mean policy?"),
+        ({"polciy": {}}, "unknown key polciy; did you mean policy or policies?"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(change, words):

@@ -16,7 +16,7 @@ ROOT = Path(parl_cli.__file__).parent
 # From the bottom up; a room may import itself and whatever stands below its line.
 LEVELS = (
     ("errors", "registry", "plugins", "config", "types"),
-    ("functional", "envs", "metrics", "composition"),
+    ("per_policy", "functional", "envs", "metrics", "composition"),
     ("policies", "buffers", "vectorizers"),
     ("intrinsic", "algos"),
     ("actors",),
@@ -30,7 +30,7 @@ LEVELS = (
 COMMAND_LINE = ("cli", "__main__", "_hydra")  # one room with the commands: help and completion look back at `cli`
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 LEAVES = LEVELS[0]
-TORCH_FREE = ("errors", "registry", "plugins", "composition", "config", "types", "envs", "vectorizers")
+TORCH_FREE = ("errors", "registry", "plugins", "composition", "config", "per_policy", "types", "envs", "vectorizers")
 
 
 def modules():

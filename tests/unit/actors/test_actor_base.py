@@ -168,7 +168,7 @@ def shares(num_envs=4, num_actors=2, first=0):
     for low in range(first, first + num_envs, share):
         policy = make_policy(EnvSpec("probe", CountingEnv().observation_space, CountingEnv().action_space))
         vectorizer = make_vectorizer([CountingEnv] * share, episode_seed=lambda env, k, low=low: 1000 * (low + env) + k)
-        actors.append(Actor(vectorizer, policy, num_steps=5, noise_key=7, first_env=low))
+        actors.append(Actor(vectorizer, policy, num_steps=5, noise_key=7, env_ids=range(low, low + share)))
     return actors
 
 

@@ -53,7 +53,7 @@ class ScriptedActors(AsyncActors):
 
     def __init__(self, num_actors=2, **changes):
         config = AsyncActorsConfig(**({"num_actors": num_actors} | changes))
-        super().__init__(config, SHARE * num_actors)
+        super().__init__(config, range(SHARE * num_actors))
         self.said = deque()
         self.work = self.everybody_works
         self.published = []
@@ -86,8 +86,7 @@ class ScriptedActors(AsyncActors):
     def say(self, index, what):
         self.said.append((self._actors[index], what))
 
-    def _start(self, index, incarnation, begin):
-        envs = self._shares[index]
+    def _start(self, index, incarnation, envs, begin):
         status = begin(np.zeros(buffer_size(Status.layout(len(envs))), np.uint8))
         actor = Scripted(index, incarnation, envs, status, list(range(self.tickets.num_slots)))
         self.said.append((actor, Ready()))

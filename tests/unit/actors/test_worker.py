@@ -40,7 +40,7 @@ class Life:
         return 40 + self.loaded
 
     def run(self):
-        live(self.make, self.status, self.tickets.get, self.said.append, self.load, [None, None], 10)
+        live(self.make, self.status, self.tickets.get, self.said.append, self.load, [None, None], range(10, 14))
         return self.said
 
 
@@ -117,7 +117,7 @@ def test_an_env_that_cannot_be_closed_is_told():
     ],
 )
 def test_errors_are_told_as_text(error, kind, summary):
-    failed = Failed.because(error, 10)
+    failed = Failed.because(error, range(10, 14))
     assert failed.error == kind
     assert failed.text.partition("\n")[0] == summary
 
@@ -129,5 +129,5 @@ def test_whoever_lost_its_listener_does_not_go_on():
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):
-        live(life.make, life.status, life.tickets.get, nobody, life.load, [None], 10)
+        live(life.make, life.status, life.tickets.get, nobody, life.load, [None], range(10, 14))
     assert life.actor.vectorizer.closed

@@ -84,7 +84,7 @@ def test_actors_share_the_envs_and_the_cores(monkeypatch):
     monkeypatch.setattr(candidates, "available_cores", lambda: 8)
     monkeypatch.setattr(build, "available_cores", lambda: 8)
     config = train_config(num_envs=12, actors=ThreadActors.Config(num_actors=4))
-    assert len(candidates.one_actor_s(config)) == 3
+    assert len(build.envs_of_one_actor(config)) == 3
     found = candidates.candidates(config, BenchCommand(vectorizers=["thread"]), SPEC, refuse_nothing)
     assert [each.options["num_workers"] for each in found] == [1, 2]
 

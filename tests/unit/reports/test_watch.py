@@ -77,6 +77,8 @@ def test_how_it_ended_is_read_when_it_is_written(tmp_path):
         ({}, {}, 1000),
         ({"total_steps": 1001}, {}, 1100),  # whole updates of 4 × 25
         ({"total_steps": 1001}, {"env_steps": 5000}, 5000),  # extended by a resume
+        ({"total_steps": 1001, "num_policies": 2}, {}, 1050),  # of each policy: 2 × 25
+        ({"total_steps": 1001, "num_policies": 0}, {}, 1100),
         ({"total_steps": "x"}, {"env_steps": "y"}, 100),
     ],
 )
