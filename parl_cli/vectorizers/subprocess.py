@@ -194,7 +194,7 @@ class SubprocessVectorizer(Vectorizer):
     def _replies(self, timeout_s: float) -> list[Reply]:
         # in lock-step all must answer, so one is waited for at a time: this process is woken less often
         late = [section // self.num_groups for section, owed in enumerate(self._owed) if owed]
-        one = self._lock_step
+        one = self._lock_step and self._bells is None
         waiter = self._waiters[late[0]] if one else self._waiter_of_all
         if self._bells is not None and any(self._rung):
             parent = self._bells.num_workers
@@ -213,7 +213,15 @@ class SubprocessVectorizer(Vectorizer):
                     replies.append(self._read(worker))
                 else:
                     self._report_death(worker)
+        self._clear_nudges(ready, late)
         return [reply for reply in replies if reply is not None]
+
+    def _clear_nudges(self, ready: list[Any], late: list[int]) -> None:
+        """Read what woke us and says no more, or the pipe would keep us awake. A death is found at the next call."""
+        for worker, connection in enumerate(self._connections):
+            if connection in ready and worker not in late:
+                with contextlib.suppress(EOFError, OSError):
+                    connection.recv_bytes()
 
     def _heard(self) -> list[Reply]:
         """What the bells answer; a failure's text is left to the pipe."""

@@ -149,6 +149,20 @@ def test_a_failed_worker_is_replaced_and_the_others_keep_their_lives(cls, fault,
         assert all(mask for _, _, mask, _ in seen[env][k + 1 :])
 
 
+def test_a_parent_that_waits_in_lock_step_sleeps(way):
+    """The last worker's nudge is read even when the first is waited for, or the pipe would keep the parent awake."""
+    env_fns = [partial(SleepEnv, step_s=0.01), partial(SleepEnv, step_s=0.012)]
+    vectorizer = make(SubprocessVectorizer, env_fns, num_workers=2)
+    vectorizer.begin()
+    looks, look = [], vectorizer._replies
+    vectorizer._replies = lambda timeout_s: looks.append(timeout_s) or look(timeout_s)
+    for _ in range(40):
+        vectorizer.send(np.zeros(2, int))
+        vectorizer.recv()
+    assert len(looks) < 40 * 6
+    vectorizer.close()
+
+
 def test_one_failure_more_than_max_restarts_ends_it(way):
     vectorizer = make(SubprocessVectorizer, [CountingEnv, partial(FaultyEnv, kill_at=2)], num_workers=2, max_restarts=2)
     with pytest.raises(WorkerError, match=r"worker 1 \(env 1\) was killed by SIGKILL"):
