@@ -402,8 +402,10 @@ class TimeLimit(EnvWrapper):
 
     def step(self, action: Any) -> Result:
         """Step; at the limit, whatever did not terminate is truncated."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
+        result: Result = self.env.step(action)
         self._t += 1
-        if self._t >= self._limit:
-            truncated = truncated or not terminated if self.num_agents is None else truncated | ~terminated
+        if self._t < self._limit:
+            return result
+        obs, reward, terminated, truncated, info = result
+        truncated = truncated or not terminated if self.num_agents is None else truncated | ~terminated
         return obs, reward, terminated, truncated, info

@@ -251,8 +251,8 @@ class Vectorizer(GymnasiumFace):
         blocks = self._blocks
         ended = blocks.ended[rows]
         last: tuple[np.ndarray, ...] = self._none_ended
-        if ended.any():
-            over = ids[ended]
+        over = ids[ended]
+        if len(over):
             last = blocks.final_obs[over], blocks.episode_return[over], blocks.episode_length[over]
         step = EnvStep(
             ids,

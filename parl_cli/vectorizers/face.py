@@ -22,6 +22,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
     """
 
     copy: bool
+    restarts: int
     _blocks: Blocks
     _lost: np.ndarray
     _asked = ""  # the half that waits for its other one: reset, step or call
@@ -96,7 +97,9 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
         blocks = self._blocks
         obs, reward = self._obs(), blocks.reward.copy()
         terminated, truncated = blocks.terminated.copy(), blocks.truncated.copy()
-        if self._lost.any():  # their workers were replaced: the old episode has no end, only a new one begins
+        if (
+            self.restarts and self._lost.any()
+        ):  # their workers were replaced: the old episode has no end, only a new one begins
             reward[self._lost], terminated[self._lost], truncated[self._lost] = 0.0, False, True
             infos["lost"] = self._lost.copy()
             self._lost[:] = False

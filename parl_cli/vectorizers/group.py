@@ -30,6 +30,7 @@ RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode en
 
 _ENV_FAULTS = (Exception, SystemExit)  # an env may not end the process, but Ctrl-C may
 _ALL: Any = slice(None)
+_LARGE_BYTES = 1024
 _LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
@@ -90,15 +91,17 @@ class EnvGroup:
         lead = (n,) if num_agents is None else (n, num_agents)
         self._blocks = blocks
         self._steps = [env.step for env in self.envs]
+        self._rows = range(n)
         self._item = blocks.obs.shape[1:]
         self._dtype = blocks.obs.dtype
-        # rows behind each other along the item's first axis, so that one concatenate writes them all
-        self._joined = blocks.obs.reshape(-1, *self._item[1:])
+        # large items are copied once only, and what lies in dicts and tuples makes no array
+        self._one_by_one = bool(self._dtype.names) or blocks.obs[0].nbytes >= _LARGE_BYTES
         self._scalar_actions = num_agents is None and isinstance(self.description.action_space, spaces.Discrete)
         self._infos: list[dict] = [{}] * n
         self._seeds: list[int | None] = [None] * n
         self._alive = np.zeros(lead, np.bool_)
         self._over = np.zeros(n, np.bool_)  # the episode ended and nobody has reset the env yet
+        self._num_over = 0  # how many of them; with same-step autoreset always none
         self._return = np.zeros(lead, np.float64)
         self._length = np.zeros(n, np.int64)
         blocks.mask[:] = True
@@ -130,11 +133,11 @@ class EnvGroup:
         Raises:
             EnvError: an env raised, or returned what its spaces do not allow.
         """
-        stepped = range(len(self.envs)) if rows is None else rows
-        where: Any = slice(None) if rows is None else np.array(rows, np.int64)
+        stepped: Sequence[int] = self._rows if rows is None else rows
+        where: Any = _ALL if rows is None else np.array(rows, np.int64)
         infos: list[RowInfo] = []
-        if self._mode is not AutoresetMode.SAME_STEP and self._over.any():
-            stepped, where = self._pass_over(stepped, infos)
+        if self._num_over:
+            stepped, where = self._pass_over(where, infos)
         blocks = self._blocks
         taken = blocks.action[where]
         # a copy: an env may keep its action, and the block is overwritten by the next send
@@ -147,11 +150,12 @@ class EnvGroup:
         finals: dict[int, dict] = {}
         for j in ended.nonzero()[0].tolist():
             self._end_episode(stepped[j], finals)
-        if want_infos:
-            for row in stepped:
-                if self._infos[row] or row in finals:
-                    infos.append((row, finals.get(row), self._infos[row]))
-        return sorted(infos, key=lambda entry: entry[0]) if infos and want_infos else None
+        if not want_infos or not (infos or finals or any(self._infos)):
+            return None
+        for row in stepped:
+            if self._infos[row] or row in finals:
+                infos.append((row, finals.get(row), self._infos[row]))
+        return sorted(infos, key=lambda entry: entry[0])
 
     def call(self, name: str, args: tuple, kwargs: dict) -> list[Any]:
         """Attribute `name` of every env, called where it can be."""
@@ -186,14 +190,12 @@ class EnvGroup:
 
     def _step_envs(self, rows: Sequence[int], actions: Any) -> None:
         """The hot loop: it does nothing but step; what the envs gave is written for all of them at once."""
-        steps = self._steps
-        results: list[tuple] = []
-        keep = results.append
+        steps = self._steps if rows is self._rows else [self._steps[row] for row in rows]
+        left = iter(steps)
         try:
-            for row, action in zip(rows, actions, strict=True):
-                keep(steps[row](action))
+            results = [step(action) for step, action in zip(left, actions, strict=True)]
         except _ENV_FAULTS as error:
-            j = len(results)
+            j = len(steps) - len(list(left)) - 1  # the one that was taken last
             self._fail(rows[j], "failed in step", error, actions[j])
         try:
             self._write_all(rows, results)
@@ -202,23 +204,22 @@ class EnvGroup:
 
     def _write_all(self, rows: Sequence[int], results: list[tuple]) -> None:
         """Write what envs returned into their rows; any error if one of them is not as declared."""
-        blocks, height = self._blocks, self._item[0] if self._item else 0
         obs, rewards, terminated, truncated, infos = zip(*results, strict=True)
-        if not height or list(map(len, obs)).count(height) != len(obs):
-            raise ValueError("not an array each")
-        if isinstance(rows, range):
-            where, joined = _ALL, self._joined
-            self._infos = list(infos)
+        blocks, where = self._blocks, _ALL if rows is self._rows else rows
+        if self._one_by_one:
+            for row, item in zip(rows, obs, strict=True):
+                blocks.obs[row] = self._conform(item)
         else:
-            where, joined = rows, np.empty_like(self._joined[: len(obs) * height])
-            for row, info in zip(rows, infos, strict=True):
-                self._infos[row] = info
-        np.concatenate(obs, out=joined)  # checks the other axes and the dtypes
-        if joined is not self._joined:
-            blocks.obs[where] = joined.reshape(-1, *self._item)
+            batch = np.array(obs)  # refuses items that differ in shape
+            blocks.obs[where] = to_array(batch, (len(results), *self._item), self._dtype, "observations")
         blocks.reward[where] = rewards
         blocks.terminated[where] = terminated
         blocks.truncated[where] = truncated
+        if rows is self._rows:
+            self._infos = list(infos)
+        else:
+            for row, info in zip(rows, infos, strict=True):
+                self._infos[row] = info
 
     def _write_each(self, rows: Sequence[int], results: list[tuple], actions: Any) -> None:
         """The same env by env: slower, and an error names its env."""
@@ -265,8 +266,12 @@ class EnvGroup:
         flat = rewards.ravel()
         if not flat.dot(flat) <= _LARGEST_REWARD:  # one cheap look at all; a NaN compares false
             self._check_rewards(rows, rewards, actions)
-        self._return[where] += rewards
-        self._length[where] += 1
+        if where is _ALL:  # in place: half the time
+            self._return += rewards
+            self._length += 1
+        else:
+            self._return[where] += rewards
+            self._length[where] += 1
         over = blocks.terminated[where] | blocks.truncated[where]
         if self.description.num_agents is not None:
             alive = alive & ~over
@@ -294,14 +299,15 @@ class EnvGroup:
             self._infos[row] = self._next_episode(row)
         else:
             self._over[row] = True
+            self._num_over += 1
 
-    def _pass_over(self, rows: Sequence[int], infos: list[RowInfo]) -> tuple[list[int], np.ndarray]:
-        """Reset those of `rows` whose episode ended in an earlier step; the others are returned, to be stepped."""
-        blocks, left = self._blocks, []
-        for row in rows:
-            if not self._over[row]:
-                left.append(row)
-                continue
+    def _pass_over(self, where: Any, infos: list[RowInfo]) -> tuple[Sequence[int], Any]:
+        """Reset those rows whose episode ended in an earlier step; the others are returned, to be stepped."""
+        blocks, rows = self._blocks, np.arange(len(self.envs))[where]
+        over = self._over[where].copy()  # a reset clears it
+        if not over.any():
+            return (self._rows if where is _ALL else rows.tolist()), where
+        for row in rows[over].tolist():
             if self._mode is AutoresetMode.DISABLED:
                 raise ParlError(
                     f"env {self._first_id + row}: its episode is over and autoreset_mode is disabled; "
@@ -309,7 +315,7 @@ class EnvGroup:
                 )
             blocks.reward[row], blocks.terminated[row], blocks.truncated[row] = 0.0, False, False
             infos.append((row, None, self._next_episode(row)))
-        return left, np.array(left, np.int64)
+        return rows[~over].tolist(), rows[~over]
 
     def _next_episode(self, row: int, options: dict | None = None) -> dict:
         self._blocks.episode_numbers[row] += 1
@@ -323,7 +329,9 @@ class EnvGroup:
     def _reset_row(self, row: int, seed: int | None, options: dict | None = None) -> dict:
         self._seeds[row] = seed
         self._alive[row] = True
-        self._over[row] = False
+        if self._over[row]:
+            self._over[row] = False
+            self._num_over -= 1
         self._return[row] = 0.0
         self._length[row] = 0
         try:

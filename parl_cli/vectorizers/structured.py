@@ -77,13 +77,15 @@ def to_array(value: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> 
     array = np.asarray(value)
     if array.shape != shape:
         raise ValueError(f"{name} has shape {array.shape}; the {name} space says {shape}")
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
+    if array.dtype != dtype and not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"{name} has dtype {array.dtype}; the {name} space says {dtype}")
     return array
 
 
 def unpack(space: spaces.Space, array: Any) -> Any:
     """The array (or one element) as Gymnasium gives it: a dict or tuple of views where the space is one."""
+    if array.dtype.names is None:
+        return array
     if isinstance(space, spaces.Dict):
         return {key: unpack(part, array[key]) for key, part in parts_of(space)}
     if isinstance(space, spaces.Tuple):
@@ -104,7 +106,11 @@ def write_batch(space: spaces.Space, batch: Any, rows: np.ndarray, name: str) ->
         ValueError: wrong shapes or keys.
         TypeError: a dtype that cannot be cast.
     """
-    if isinstance(space, spaces.Dict | spaces.Tuple) and not isinstance(batch, np.ndarray):
+    if (
+        rows.dtype.names is not None
+        and isinstance(space, spaces.Dict | spaces.Tuple)
+        and not isinstance(batch, np.ndarray)
+    ):
         parts = parts_of(space)
         keys: list[Any] = [key if isinstance(space, spaces.Dict) else int(key) for key, _ in parts]
         given = set(batch) if isinstance(batch, Mapping) else set(range(len(batch)))
