@@ -418,20 +418,27 @@ def test_an_observation_of_the_wrong_shape_is_an_error_not_a_broadcast(name, wit
     vectorizer.close()
 
 
+class Crashing(CountingEnv):
+    def step(self, action):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def _subprocess(env_fns, **options):
     return make("subprocess", env_fns, **{"num_workers": 2, **options})
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
 @pytest.mark.parametrize(
-    ("fault", "words"),
+    ("dying", "words"),
     [
-        ({"kill_at": 0}, r"worker 1 \(envs 2 to 3\) was killed by SIGKILL"),
-        ({"exit_at": 0}, r"worker 1 \(envs 2 to 3\) exited with code 3"),
+        (partial(FaultyEnv, kill_at=0), r"worker 1 \(envs 2 to 3\) was killed by SIGKILL"),
+        (partial(FaultyEnv, exit_at=0), r"worker 1 \(envs 2 to 3\) exited with code 3"),
+        (Crashing, r"worker 1 \(envs 2 to 3\) was killed by SIGSEGV"),
     ],
+    ids=["SIGKILL", "exit", "SIGSEGV"],
 )
-def test_a_worker_that_dies_is_named_with_its_envs_and_the_cause(fault, words, within):
-    vectorizer = _subprocess([CountingEnv, CountingEnv, CountingEnv, partial(FaultyEnv, **fault)])
+def test_a_worker_that_dies_is_named_with_its_envs_and_the_cause(dying, words, within):
+    vectorizer = _subprocess([CountingEnv, CountingEnv, CountingEnv, dying])
     vectorizer.begin()
     vectorizer.send(np.zeros(4, int))
     with pytest.raises(WorkerError, match=words):
