@@ -5,8 +5,9 @@
 Prints a Markdown table per suite: median steps/s, the ratio to *raw* (bare env objects stepped in a Python loop in
 one process) of the same round, the CPU time that all processes together spend on a step, and beside it the ratio that
 is asked for. Nothing is asserted: figures depend on the machine, and on what else runs there; the ratios of one run
-hold better. `--install` makes a virtual environment in a temporary folder, installs this checkout, the envs' extras
-and the peers there, and measures in it.
+hold better. Above them stands how much all cores together compute, beside one: what no ratio to raw can exceed where
+steps compute. Virtual cores are often halves of one. `--install` makes a virtual environment in a temporary folder,
+installs this checkout, the envs' extras and the peers there, and measures in it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 import venv
 from collections.abc import Callable, Mapping, Sequence
@@ -230,6 +232,28 @@ def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], 
     return rows, missing, statistics.mean(shares)
 
 
+_COUNT = """
+import sys, time
+count, starts = 0, float(sys.argv[1])
+while time.time() < starts:
+    pass
+while time.time() < starts + 0.3:
+    count += 1
+print(count)
+"""
+
+
+def cores_together(processes: int, repeats: int = 5) -> float:
+    """How much some processes compute that do so at once, in what one does alone: the median of some tries."""
+
+    def counted(number: int) -> int:
+        command = [sys.executable, "-I", "-S", "-c", _COUNT, str(time.time() + 0.3)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(number)]
+        return sum(int(process.communicate()[0]) for process in running)
+
+    return statistics.median(counted(processes) / counted(1) for _ in range(repeats))
+
+
 def _say(text: str) -> None:
     """Progress, on a terminal."""
     if sys.stderr.isatty():
@@ -345,6 +369,7 @@ def main() -> int:
 
     versions = f"parl {__version__}, Gymnasium {gymnasium.__version__}, numpy {numpy.__version__}"
     print(f"{versions}, Python {sys.version.split()[0]}, {available_cores()} cores")
+    print(f"all cores together compute {cores_together(available_cores()):.2f} × what one does alone")
     print(f"median of {options.rounds} rounds of {options.seconds:g} s, in turns\n")
     for name in options.suite:
         if name == MEMORY:

@@ -54,6 +54,7 @@ def test_it_runs_and_prints_markdown(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    assert re.search(r"^all cores together compute \d+\.\d\d × what one does alone$", done.stdout, re.MULTILINE)
     assert {"### CartPole × 32", "### Memory, CartPole × 32"} <= set(done.stdout.splitlines())
     for name in ("raw", "serial", "subprocess", "SyncVectorEnv", "CartPoleVectorEnv"):
         assert re.fullmatch(r"[\d,]+", cells(done.stdout, name)[1]), name
