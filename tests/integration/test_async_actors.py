@@ -315,14 +315,14 @@ def workers_of_this_process():
 
 @every_pool
 def test_close_interrupts_a_rollout(kind):
-    make = functools.partial(slow, 0.2)
+    make = functools.partial(slow, 1.0)
     with pool_of(kind, num_envs=2, num_actors=1, recipe={"make_env": make}) as pool:
         pool.publish(Snapshot(0, 0, POLICY.state_dict()))
         while not pool._actors[0].status.steps[0]:
             pool._take_in(0.01)
         started = time.monotonic()
         pool.close()
-        assert time.monotonic() - started < 2.5  # the whole rollout takes 2.8
+        assert time.monotonic() - started < 8  # the whole rollout takes 14
 
 
 def slow(step_s, env_id):
