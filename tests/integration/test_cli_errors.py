@@ -9,8 +9,10 @@ import pytest
 from parl_cli.cli import COMMANDS
 from tests.helpers.cli import environment, parl
 
-# On the CPU, not on the clock: a busy machine must not fail a test.
+# On the CPU, not on the clock: a busy machine must not fail a test. One that computes slowly is measured by what
+# importing torch takes there, 1.5 s where these budgets were made.
 BUDGET_S = {"fast": 0.5, "error": 3.0}
+TORCH_S = 1.5
 
 
 def cpu_seconds(*args, cwd):
@@ -18,6 +20,14 @@ def cpu_seconds(*args, cwd):
     done = parl(*args, cwd=cwd)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def assert_within(budget, seconds):
+    if seconds >= BUDGET_S[budget]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, "-c", "import torch"], check=True, timeout=60)
+        torch_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+        assert seconds < BUDGET_S[budget] * torch_s / TORCH_S
 
 
 @pytest.mark.parametrize(
@@ -55,7 +65,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(args, words, 
     assert words in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())
-    assert seconds < BUDGET_S["error"]
+    assert_within("error", seconds)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +75,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(args, words, 
 def test_answers_that_need_no_job_are_fast(args, tmp_path):
     runs = [cpu_seconds(*args, cwd=tmp_path) for _ in range(5)]
     assert {done.returncode for done, _ in runs} == {0}
-    assert sorted(seconds for _, seconds in runs)[2] < BUDGET_S["fast"]
+    assert_within("fast", sorted(seconds for _, seconds in runs)[2])
 
 
 @pytest.mark.parametrize(
