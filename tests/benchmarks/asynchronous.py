@@ -4,7 +4,7 @@
 
 CartPole-v1 as a Python env, 32 of them, two 64×64 tanh networks, rollouts of `--num-steps` steps, 4 epochs of 4
 minibatches; Sample Factory (Petrenko et al. 2020, arXiv:2006.11751) asynchronous with one rollout worker and double
-buffering, which was the fastest of the ways tried, one run each. Steps/s are of the steady state: the env steps learned from after
+buffering, the fastest of the ways tried in one run each. Steps/s are of the steady state: env steps learned from after
 the first quarter of the budget, over the time between. Wall time is the whole command. The return is the mean of the
 last 100 training episodes. Nothing is asserted.
 
