@@ -139,8 +139,6 @@ class Scheduler:
         self._waiting = ledger.of_state(State.WAITING)
         self._reached: dict[int, float] = {}  # env steps at which a job was cut off
         self._memory_mb = 0.0  # of the largest job so far
-        for number, process in place.adopted.items():
-            self._watch(ledger.jobs[number], process)
 
     def run(self) -> int | None:
         """Run until nothing is left to do, or Ctrl-C or SIGTERM; the signal's number then.
@@ -148,6 +146,8 @@ class Scheduler:
         All jobs have saved by then, unless the place leaves them running.
         """
         with _Signals() as signals:
+            for number, process in self.place.adopted.items():
+                self._watch(self.ledger.jobs[number], process)
             try:
                 while signals.number is None and (self._fill() or self.running):
                     time.sleep(self.place.poll_s)
