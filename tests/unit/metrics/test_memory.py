@@ -30,12 +30,43 @@ def test_child_that_has_just_ended_counts_nothing():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
-def test_free_memory_is_what_the_system_says_and_less_in_a_container(monkeypatch, tmp_path):
+def test_free_memory_is_what_the_system_says():
     assert memory.free_mb() == pytest.approx(psutil.virtual_memory().available / 1e6, rel=0.2)
-    monkeypatch.setattr(memory, "_CONTROL_GROUP", tmp_path)
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("2500000\n")
-    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(
+    ("own", "folder", "limit", "used", "cache"),
+    [
+        ("0::/a/b", "", "memory.max", "memory.current", "inactive_file"),
+        (
+            "5:cpu:/c\n4:hugetlb,memory:/a/b\n0::/",
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_inactive_file",
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_free_memory_is_what_the_tightest_container_leaves(monkeypatch, tmp_path, own, folder, limit, used, cache):
+    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    (tmp_path / "own").write_text(own + "\n")
+
+    def bound(place, bytes_free):
+        path = tmp_path / folder / place
+        path.mkdir(parents=True, exist_ok=True)
+        (path / limit).write_text(f"{bytes_free + 2_000_000}\n")
+        (path / used).write_text("2500000\n")
+        (path / "memory.stat").write_text(f"anon 5\n{cache} 500000\n")
+
+    assert memory.free_mb() > 3.0  # no file there: no limit
+    bound("", 3_000_000)  # a container that does not see its path from outside has the root alone
+    assert memory.free_mb() == 3.0
+    bound("a/b", 2_000_000)
+    assert memory.free_mb() == 2.0
+    bound("a", 1_000_000)
     assert memory.free_mb() == 1.0
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory.free_mb() > 1.0
+    (tmp_path / folder / "a" / limit).write_text("max\n")
+    assert memory.free_mb() == 2.0
