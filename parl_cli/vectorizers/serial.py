@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.config import option
 from parl_cli.errors import EnvError
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
-from parl_cli.vectorizers.calls import Reply
 from parl_cli.vectorizers.group import EnvGroup, EpisodeSeed
 
 
@@ -58,15 +57,18 @@ class SerialVectorizer(Vectorizer):
     def _submit(self, section: int, method: str, args: tuple) -> None:
         self._jobs.append((method, args))
 
-    def _replies(self, timeout_s: float) -> list[Reply]:
+    def _receive(self, limit: float) -> None:
+        """Do what was asked for: nothing is waited for, and nothing is late."""
         method, args = self._jobs.popleft()
+        self._owed[0] -= 1
         try:
             if self._group is None:
                 self._group = EnvGroup(*self._group_arguments(self.slices[0]))
-                return [(0, self._group.description)]
-            return [(0, getattr(self._group, method)(*args))]
+                self._results[0] = self._group.description
+            else:
+                self._results[0] = getattr(self._group, method)(*args)
         except BaseException as error:  # raised by whoever waits for the answer, which is the next frame
-            return [(0, error)]
+            self._errors.setdefault(0, error)
 
     def _stop(self) -> list[str]:
         self._jobs.clear()
