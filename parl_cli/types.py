@@ -108,6 +108,13 @@ class Rollout:
         """[T, N] bool: env transitions, which at least one agent made."""
         return self.mask if self.mask.dim() == 2 else self.mask.any(dim=2)
 
+    def truncated_finals(self) -> tuple[Tensor, Tensor]:
+        """The (t, n) [K, 2] of steps that were cut by a time limit, and the observations [K, …] they led to."""
+        at = self.final_index
+        cut = self.truncated[at[:, 0], at[:, 1]]
+        cut = cut if cut.dim() == 1 else cut.any(dim=1)
+        return at[cut], self.final_obs[cut]
+
     @property
     def num_env_steps(self) -> int:
         """Env transitions in it: not frames, not agents."""

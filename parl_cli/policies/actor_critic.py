@@ -199,7 +199,7 @@ class ActorCritic(nn.Module):
         shifted by one step, with the K rows patched in.
         """
         steps, columns = rollout.obs.shape[:2]
-        at, final_obs = truncated_finals(rollout)
+        at, final_obs = rollout.truncated_finals()
         rows = torch.cat([rollout.obs.flatten(0, 1), rollout.last_obs, final_obs])
         features = self.features(rows)
         if self.fused is not None:
@@ -233,11 +233,3 @@ def _check_gsde(spec: EnvSpec, config: ActorCriticConfig) -> None:
         raise ConfigError(f"policy.gsde=true: needs Box actions, not {spec.action_space}; set policy.gsde=false")
     if config.state_dependent_std:
         raise ConfigError("policy.gsde=true: has a state-dependent std already; set policy.state_dependent_std=false")
-
-
-def truncated_finals(rollout: Rollout) -> tuple[Tensor, Tensor]:
-    """The (t, n) [K, 2] of steps that were cut by a time limit, and the observations [K, …] they led to."""
-    at = rollout.final_index
-    cut = rollout.truncated[at[:, 0], at[:, 1]]
-    cut = cut if cut.dim() == 1 else cut.any(dim=1)
-    return at[cut], rollout.final_obs[cut]

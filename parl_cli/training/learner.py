@@ -117,13 +117,14 @@ class Learner:
 
     def _check_input(self, rollout: Rollout) -> None:
         # masked rows too: what the network reads there comes back from the backward pass as 0 · NaN
+        cut, cut_obs = rollout.truncated_finals()  # what a terminal step led to is never read
         for name in ("obs", "reward", "final_obs", "last_obs"):
-            values = getattr(rollout, name)
+            values = cut_obs if name == "final_obs" else getattr(rollout, name)
             if not values.is_floating_point() or torch.isfinite(values).all():
                 continue
             row, *column = (~torch.isfinite(values)).nonzero()[0].tolist()
             if name == "final_obs":
-                step, n = rollout.final_index[row].tolist()
+                step, n = cut[row].tolist()
             else:
                 step, n = (len(rollout.obs), row) if name == "last_obs" else (row, column[0])
             raise NonFiniteError(

@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.errors import EnvError, ParlError
 from parl_cli.vectorizers.blocks import Blocks
 from parl_cli.vectorizers.description import EnvDescription
-from parl_cli.vectorizers.structured import to_array, to_item, unpack
+from parl_cli.vectorizers.structured import has_nan, to_array, to_item, unpack
 
 EpisodeSeed = Callable[[int, int], int]  # (env id, episode number) -> reset seed
 RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode ended and was reset, info)
@@ -266,6 +266,8 @@ class EnvGroup:
         flat = rewards.ravel()
         if not flat.dot(flat) <= _LARGEST_REWARD:  # one cheap look at all; a NaN compares false
             self._check_rewards(rows, rewards, actions)
+        if has_nan(blocks.obs[where]):
+            self._check_observations(rows, actions)
         if where is _ALL:  # in place: half the time
             self._return += rewards
             self._length += 1
@@ -284,6 +286,13 @@ class EnvGroup:
         good = (np.abs(rewards) <= _LARGEST_REWARD).reshape(len(rows), -1).all(axis=1)
         for j in (~good).nonzero()[0].tolist():
             self._fail(rows[j], f"broke its contract: reward {rewards[j]} is not a finite float32", None, actions[j])
+
+    def _check_observations(self, rows: Sequence[int], actions: Any) -> None:
+        """A simulation that went wrong may end its episode with NaN, which nobody reads; else it is a fault."""
+        blocks = self._blocks
+        for j, row in enumerate(rows):
+            if not blocks.terminated[row].all() and has_nan(blocks.obs[row : row + 1]):
+                self._fail(row, "broke its contract: observation holds NaN", None, actions[j])
 
     def _end_episode(self, row: int, finals: dict[int, dict]) -> None:
         blocks, info = self._blocks, self._infos[row]
@@ -341,6 +350,8 @@ class EnvGroup:
             self._blocks.obs[row] = self._conform(obs)
         except _ENV_FAULTS as error:
             self._fail(row, "failed in reset", error)
+        if has_nan(self._blocks.obs[row : row + 1]):
+            self._fail(row, "broke its contract in reset: observation holds NaN", None)
         return info
 
     def _conform(self, obs: Any) -> Any:

@@ -82,6 +82,16 @@ def to_array(value: Any, shape: tuple[int, ...], dtype: np.dtype, name: str) -> 
     return array
 
 
+def has_nan(items: np.ndarray) -> bool:
+    """Whether there is a NaN in an array of items; infinity is not one, and some spaces allow it."""
+    if items.dtype.names:
+        return any(has_nan(items[name]) for name in items.dtype.names)
+    if items.dtype.kind != "f":
+        return False
+    flat = items.ravel()
+    return bool(np.isnan(flat.dot(flat)))  # of squares, which infinity does not make NaN: cheaper than a look at each
+
+
 def unpack(space: spaces.Space, array: Any) -> Any:
     """The array (or one element) as Gymnasium gives it: a dict or tuple of views where the space is one."""
     if array.dtype.names is None:

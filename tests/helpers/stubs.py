@@ -16,7 +16,7 @@ from parl_cli.actors.inline import InlineActors, InlineActorsConfig
 from parl_cli.algos.ppo import PPO, PPOConfig
 from parl_cli.config import CheckpointConfig, EnvConfig, EvalConfig, LoggerConfig, TrainConfig
 from parl_cli.envs.toy import counting_seed
-from parl_cli.policies.actor_critic import ActorCritic, ActorCriticConfig, truncated_finals
+from parl_cli.policies.actor_critic import ActorCritic, ActorCriticConfig
 from parl_cli.training.learner import Learner
 from parl_cli.types import ActOutput, EnvSpec, EnvStep, Rollout
 from parl_cli.vectorizers.serial import SerialVectorizer
@@ -103,7 +103,7 @@ class GRUPolicy(ActorCritic):
         is_first = torch.cat([rollout.is_first, rollout.last_is_first.unsqueeze(0)])
         value = self.value_head(self.unroll(obs, rollout.state, is_first)).squeeze(-1)
         following = value[1:].clone()
-        at, final_obs = truncated_finals(rollout)
+        at, final_obs = rollout.truncated_finals()
         cut = rollout.truncated[rollout.final_index[:, 0], rollout.final_index[:, 1]]
         if len(at):
             state = rollout.final_state[cut]

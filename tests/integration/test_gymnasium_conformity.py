@@ -34,6 +34,52 @@ def assert_alike(mine, theirs):
         assert data_equivalence(a, b), (a, b)
 
 
+# ---- one env, an end ----
+
+
+@every_class
+def test_one_env_is_a_batch_of_one(make):
+    """As SyncVectorEnv's: no axis is lost."""
+    mine, theirs = make(cartpoles(1)), SyncVectorEnv(cartpoles(1))
+    assert (mine.num_envs, mine.observation_space, mine.action_space) == (
+        1,
+        theirs.observation_space,
+        theirs.action_space,
+    )
+    assert_alike(mine.reset(seed=3), theirs.reset(seed=3))
+    for action in [0, 1, 1, 0] * 6:
+        assert_alike(mine.step(np.array([action])), theirs.step(np.array([action])))
+    mine.close()
+    theirs.close()
+
+
+@every_class
+def test_close_may_come_twice_and_nothing_after_it(make):
+    envs = make(cartpoles())
+    envs.reset(seed=1)
+    envs.close()
+    envs.close()
+    assert envs.closed
+    for use in (envs.reset, lambda: envs.step(np.zeros(3, np.int64)), lambda: envs.call("spec"), envs.render):
+        with pytest.raises(ParlError, match="this vectorizer is closed: make a new one"):
+            use()
+
+
+@every_class
+def test_spaces_are_drawn_from_and_copied_without_harm(make):
+    """Wrappers and buffers copy a vector env's spaces, and seed them."""
+    envs = make(cartpoles())
+    for name in ("observation_space", "action_space", "single_observation_space", "single_action_space"):
+        space = getattr(envs, name)
+        space.seed(4)
+        copied = deepcopy(space)
+        assert copied == space
+        drawn = space.sample()
+        assert data_equivalence(drawn, copied.sample())
+        assert drawn in space
+    envs.close()
+
+
 # ---- arguments ----
 
 

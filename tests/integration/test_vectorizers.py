@@ -408,12 +408,27 @@ class WrongShape(CountingEnv):
         return (obs[:1], *rest)
 
 
+class WrongDtype(CountingEnv):
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return (obs.astype(np.complex64), *rest)
+
+
 @every_vectorizer
-def test_an_observation_of_the_wrong_shape_is_an_error_not_a_broadcast(name, within):
-    vectorizer = make(name, [CountingEnv, WrongShape], num_workers=2)
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        (WrongShape, r"^env 1 failed in step .*observation has shape \(1,\).*says \(3,\)"),
+        (WrongDtype, r"^env 1 failed in step .*observation has dtype complex64.*says float32"),
+        (partial(FaultyEnv, nan_at=0), r"^env 1 broke its contract: observation holds NaN \(seed .*step 1, action 0\)"),
+    ],
+    ids=["shape", "dtype", "nan"],
+)
+def test_an_observation_that_its_space_does_not_allow_is_an_error_not_a_cast(name, broken, words, within):
+    vectorizer = make(name, [CountingEnv, broken], num_workers=2)
     vectorizer.begin()
     vectorizer.send(np.zeros(2, int))
-    with pytest.raises(EnvError, match=r"^env 1 failed in step .*observation has shape \(1,\).*says \(3,\)"):
+    with pytest.raises(EnvError, match=words):
         vectorizer.recv()
     vectorizer.close()
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from parl_cli.config import option
 from parl_cli.functional.distributions import make_distribution
-from parl_cli.policies.actor_critic import truncated_finals
 from parl_cli.policies.encoders import VectorEncoder
 from parl_cli.types import ActOutput, EnvSpec, Rollout
 
@@ -56,7 +55,7 @@ class LinearActorCritic(nn.Module):
     def values(self, rollout: Rollout) -> tuple[Tensor, Tensor]:
         value = self._value(rollout.obs)
         following = torch.cat([value[1:], self._value(rollout.last_obs).unsqueeze(0)])
-        at, final_obs = truncated_finals(rollout)
+        at, final_obs = rollout.truncated_finals()
         following[at[:, 0], at[:, 1]] = self._value(final_obs)
         return value, following
 

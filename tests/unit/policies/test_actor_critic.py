@@ -8,7 +8,6 @@ from gymnasium import spaces
 from torch import nn
 
 from parl_cli.errors import ConfigError
-from parl_cli.policies.actor_critic import truncated_finals
 from tests.helpers.rollouts import (
     ACTION_SPACES,
     OBSERVATION_SPACES,
@@ -120,7 +119,7 @@ def test_values_are_those_of_each_observation_and_of_true_successors(shared):
     rollout = random_rollout(policy, spec, end_share=0.4)
     value, following = policy.values(rollout)
     assert not value.requires_grad
-    at, final_obs = truncated_finals(rollout)
+    at, final_obs = rollout.truncated_finals()
     assert 0 < len(at) < len(rollout.final_index)
     with torch.no_grad():
         torch.testing.assert_close(value, policy.evaluate(rollout.obs)[1])

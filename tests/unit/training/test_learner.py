@@ -152,7 +152,7 @@ def test_learning_time_is_booked():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("name", "at", "env", "step"),
-    [("obs", (3, 2), 12, 3), ("reward", (5, 1), 11, 5), ("last_obs", (3,), 13, 8), ("final_obs", (1,), None, None)],
+    [("obs", (3, 2), 12, 3), ("reward", (5, 1), 11, 5), ("last_obs", (3,), 13, 8), ("final_obs", None, None, None)],
 )
 def test_what_is_not_finite_is_refused_before_it_is_learned_from(name, at, env, step, value):
     learner = recorder()
@@ -160,7 +160,8 @@ def test_what_is_not_finite_is_refused_before_it_is_learned_from(name, at, env, 
     rollout = make_rollout(end_share=0.4)
     rollout.env_id += 10
     if name == "final_obs":
-        step, column = rollout.final_index[at[0]].tolist()
+        (step, column), *_ = rollout.truncated_finals()[0].tolist()
+        at = (rollout.final_index == torch.tensor([step, column])).all(dim=1)
         env = column + 10
     getattr(rollout, name)[at] = value
     with pytest.raises(NonFiniteError) as caught:
@@ -170,6 +171,16 @@ def test_what_is_not_finite_is_refused_before_it_is_learned_from(name, at, env, 
     assert caught.value.rollout is rollout
     assert len(learner.algo.seen) == 1
     assert (learner.updates, learner.env_steps) == (1, 32)
+
+
+def test_what_a_terminal_step_led_to_may_be_anything():
+    learner = recorder()
+    rollout = make_rollout(end_share=0.4)
+    terminal = rollout.terminated[tuple(rollout.final_index.T)]
+    assert terminal.any()
+    rollout.final_obs[terminal] = math.nan
+    learner.step([rollout])
+    assert learner.updates == 1
 
 
 def test_whole_number_observations_are_finite():

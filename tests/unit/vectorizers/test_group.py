@@ -1,3 +1,5 @@
+from functools import partial
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -158,6 +160,60 @@ def test_a_reward_that_is_no_finite_float32_names_env_and_moment(reward):
         EnvError, match=r"env 8 broke its contract: reward .* \(seed 8000, episode 0, step 2, action 1\)"
     ):
         group.step()
+
+
+class Named(Scripted):
+    """Observations are in a dict."""
+
+    def __init__(self, *results, **options):
+        super().__init__(
+            *results, space=spaces.Dict(x=spaces.Box(-np.inf, np.inf, (3,)), n=spaces.Discrete(9)), **options
+        )
+
+
+NAN = np.array([0, np.nan, 0], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("make", "fine", "bad"),
+    [
+        (Scripted, zeros(3), NAN),
+        (partial(Scripted, space=spaces.Box(-1, 1, (3,), np.float16), first=zeros(3)), zeros(3), NAN),
+        (
+            partial(Scripted, space=spaces.Box(-1, 1, (300,)), first=zeros(300)),
+            zeros(300),
+            np.full(300, np.nan, np.float32),
+        ),
+        (partial(Named, first={"x": zeros(3), "n": 1}), {"x": zeros(3), "n": 1}, {"x": NAN, "n": 1}),
+    ],
+    ids=["small", "half", "large", "dict"],
+)
+def test_nan_in_an_observation_names_env_and_moment(make, fine, bad):
+    good, bad = (fine, 0.0, False, False, {}), (bad, 0.0, False, False, {})
+    group, blocks = make_group(lambda: make(good, good), lambda: make(good, bad), first_id=7)
+    group.step()
+    blocks.action[:] = [0, 1]
+    with pytest.raises(
+        EnvError,
+        match=r"env 8 broke its contract: observation holds NaN \(seed 8000, episode 0, step 2, action 1\)",
+    ):
+        group.step()
+
+
+def test_nan_in_a_first_observation_is_told():
+    with pytest.raises(EnvError, match=r"env 0 broke its contract in reset: observation holds NaN"):
+        make_group(lambda: Scripted((zeros(3), 0.0, False, False, {}), first=NAN))
+
+
+def test_nan_that_ends_an_episode_and_infinity_are_let_through():
+    """A simulation that went wrong ends so; a space without bounds allows infinity."""
+    inf = np.array([np.inf, -np.inf, 0], np.float32)
+    group, blocks = make_group(lambda: Scripted((inf, 0.0, False, False, {}), (NAN, 0.0, True, False, {})))
+    group.step()
+    assert blocks.obs[0].tolist() == inf.tolist()
+    group.step()
+    assert blocks.ended.all()
+    assert np.isnan(blocks.final_obs[0, 1])
 
 
 def test_the_largest_float32_reward_is_let_through():
