@@ -23,7 +23,7 @@ import tempfile
 import textwrap
 import time
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,18 +73,24 @@ def steady(rows: list[tuple[float, int, float]], wall_s: float) -> Run:
     return Run((rows[-1][1] - begin[1]) / (rows[-1][0] - begin[0]), wall_s, rows[-1][2])
 
 
-def parl(folder: Path, steps: int, num_steps: int, seed: int, overrides: list[str]) -> Run:
+def parl(folder: Path, overrides: Sequence[str]) -> Run:
     """Train with what this Python has of parl."""
-    command = [sys.executable, "-m", "parl_cli", "train", "algo=appo", "env=cartpole", f"total_steps={steps}"]
-    command += [f"algo.num_steps={num_steps}", f"algo.num_epochs={WORK['epochs']}", f"seed={seed}"]
-    command += [f"num_envs={WORK['num_envs']}", f"algo.num_minibatches={WORK['minibatches']}", "hydra.run.dir=run"]
-    wall_s = timed([*command, *overrides], folder)
+    wall_s = timed([sys.executable, "-m", "parl_cli", "train", *overrides, "hydra.run.dir=run"], folder)
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     kept = [
         (row["time_s"], row["env_steps"], row["episode/return_mean"]) for row in rows if "episode/return_mean" in row
     ]
     return steady(kept, wall_s)
+
+
+def same_work(steps: int, num_steps: int, seed: int) -> list[str]:
+    """The job of parl that Sample Factory is given too."""
+    return [
+        *("algo=appo", "env=cartpole", f"total_steps={steps}", f"seed={seed}", f"num_envs={WORK['num_envs']}"),
+        *(f"algo.num_steps={num_steps}", f"algo.num_epochs={WORK['epochs']}"),
+        f"algo.num_minibatches={WORK['minibatches']}",
+    ]
 
 
 def sample_factory(python: str, folder: Path, steps: int, num_steps: int, seed: int) -> Run:
@@ -127,7 +133,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="parl-benchmark-") as name:
         python = options.peer or install(Path(name) / "venv")
         ways: dict[str, Callable[[Path, int], Run]] = {
-            "parl": lambda folder, seed: parl(folder, options.steps, options.num_steps, seed, options.overrides),
+            "parl": lambda folder, seed: parl(
+                folder, [*same_work(options.steps, options.num_steps, seed), *options.overrides]
+            ),
             "Sample Factory": lambda folder, seed: sample_factory(
                 python, folder, options.steps, options.num_steps, seed
             ),
