@@ -49,8 +49,8 @@ def parts(choice: list[str], folder: Path) -> dict[str, float]:
     return {"env": env_only["cpu_us_per_step"], "act": alone["act_us"], "learn": alone["learn_us"]}
 
 
-def measure(name: str, rounds: int, settings: list[str]) -> str:
-    """One env's Markdown table."""
+def measure(name: str, rounds: int, settings: list[str]) -> tuple[list[dict[str, float]], dict[str, list[float]]]:
+    """One env: what its parts cost alone, by round, and the steps/s of each setting, by round."""
     choice, steps = ENVS[name]
     os.environ["PYTHONPATH"] = str(ROOT)  # for the plug-in, in the processes that are started
     rates: dict[str, list[float]] = {setting: [] for setting in settings}
@@ -63,8 +63,12 @@ def measure(name: str, rounds: int, settings: list[str]) -> str:
                 folder.mkdir()
                 job = [*WORK, *choice, *setting.split(), *SETTINGS[setting], f"total_steps={steps}"]
                 each.append(parl(folder, job).steps_per_s)
+    return alone, rates
+
+
+def table(name: str, alone: list[dict[str, float]], rates: dict[str, list[float]], cores: int) -> str:
+    """One env's Markdown table: medians over rounds."""
     cost = {part: statistics.median(row[part] for row in alone) for part in alone[0]}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     bound = cores / sum(cost.values()) * 1e6
     alone_text = ", ".join(f"{part} {us:.1f} µs" for part, us in cost.items())
     lines = [f"### {name}", "", f"alone: {alone_text}; {cores} cores: at most {bound:,.0f} steps/s", ""]
@@ -83,8 +87,10 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="SETTING")
     parser.add_argument("--rounds", type=int, default=3, help="trainings of each (default: %(default)s)")
     options = parser.parse_args()
+    from parl_cli.vectorizers.calls import available_cores
+
     for name in options.envs:
-        print(measure(name, options.rounds, options.settings), flush=True)
+        print(table(name, *measure(name, options.rounds, options.settings), available_cores()), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from tests.benchmarks import asynchronous, settings
 from tests.benchmarks.vectorizers import SUITES, Asked, Row, Suite, table
 from tests.helpers.cli import ROOT, environment
 from tests.helpers.slow_envs import BusyEnv, RandomSleepEnv
@@ -91,3 +92,24 @@ def test_sleeps_are_drawn_from_the_env_s_own_generator(monkeypatch):
             env.step(0)
     assert slept[:2000] == slept[2000:]
     assert 0.45 < sum(slept) / 4000 < 0.55
+
+
+def test_the_speed_of_a_training_is_that_after_its_first_quarter():
+    rows = [(10.0, 100, 1.0), (12.0, 200, 2.0), (13.0, 300, 3.0), (15.0, 800, 4.0)]
+    assert asynchronous.steady(rows, 16.0) == asynchronous.Run(steps_per_s=200.0, wall_s=16.0, mean_return=4.0)
+
+
+def test_two_trainings_are_compared_round_by_round():
+    run = asynchronous.Run
+    runs = {"parl": [run(300, 5, 400), run(100, 7, 500)], "peer": [run(100, 9, 450), run(10, 9, 460)]}
+    text = asynchronous.table(runs)
+    assert cells(text, "parl") == ["parl", "200", "6.0 s", "400, 500"]
+    assert text.endswith("ratio: 6.50; asked: at least 4")
+
+
+def test_settings_stand_beside_the_bound_of_their_parts():
+    alone = [{"env": 10.0, "act": 2.0, "learn": 8.0}, {"env": 99.0, "act": 2.0, "learn": 8.0}] * 2
+    alone.append({"env": 10.0, "act": 2.0, "learn": 8.0})
+    text = settings.table("an env", alone, {"inline": [40_000, 60_000, 50_000]}, cores=2)
+    assert "alone: env 10.0 µs, act 2.0 µs, learn 8.0 µs; 2 cores: at most 100,000 steps/s" in text
+    assert cells(text, "`inline`") == ["`inline`", "40,000, 60,000, 50,000", "50,000", "0.50"]
