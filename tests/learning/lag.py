@@ -12,14 +12,13 @@ is added to lag.csv; what is there is not run again, whatever the commit. LAG.md
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.learning.run import HERE, append_row, commit, parl
+from tests.learning.run import HERE, append_row, commit, parl, read_rows
 
 ROWS = HERE / "lag.csv"
 TABLE = HERE / "LAG.md"
@@ -59,14 +58,6 @@ def run(algo: str, lag: int, vtrace: bool, seed: int) -> dict[str, Any]:
     }
 
 
-def read_rows() -> list[dict[str, str]]:
-    """All rows so far."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def write_table() -> None:
     """LAG.md: of the newest row of each seed, areas with and without the correction, and their difference."""
     lines = [
@@ -79,7 +70,7 @@ def write_table() -> None:
         "| algorithm | lag | area, V-trace on | V-trace off | difference | final, on / off | ESS | seeds | commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = read_rows()
+    rows = read_rows(ROWS)
     for algo in ALGOS:
         for lag in LAGS:
             line = _line([row for row in rows if (row["algo"], row["lag"]) == (algo, str(lag))])
@@ -125,7 +116,7 @@ def main() -> None:
             for lag in LAGS:
                 for vtrace in (True, False):
                     wanted = {"algo": algo, "lag": str(lag), "vtrace": str(vtrace), "seed": str(seed)}
-                    if any(wanted.items() <= row.items() for row in read_rows()):
+                    if any(wanted.items() <= row.items() for row in read_rows(ROWS)):
                         continue
                     row = run(algo, lag, vtrace, seed)
                     append_row(ROWS, FIELDS, row)

@@ -132,11 +132,11 @@ def commit() -> str:
     return sha.stdout.strip() + ("+" if dirty.returncode else "")
 
 
-def read_rows() -> list[dict[str, str]]:
-    """All rows so far."""
-    if not ROWS.exists():
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """All rows of a CSV file so far."""
+    if not path.exists():
         return []
-    with ROWS.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -164,7 +164,7 @@ def write_table() -> None:
         "| task | return | per seed | env steps | wall time | steps/s | published | commit | machine |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = read_rows()
+    rows = read_rows(ROWS)
     for task, target in TARGETS.items():
         own = [row for row in rows if row["task"] == task]
         if not own:
@@ -194,7 +194,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for task in arguments.tasks:
         for seed in range(1, (arguments.seeds or TARGETS[task].seeds) + 1):
-            done = [row for row in read_rows() if (row["task"], row["seed"]) == (task, str(seed))]
+            done = [row for row in read_rows(ROWS) if (row["task"], row["seed"]) == (task, str(seed))]
             if any(row["commit"] == commit() or not arguments.again for row in done):
                 continue
             with tempfile.TemporaryDirectory() as folder:

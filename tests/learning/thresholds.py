@@ -11,7 +11,6 @@ commit) is added to thresholds.csv; rows that are there are not run again. THRES
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.learning.run import HERE, append_row, commit, parl
+from tests.learning.run import HERE, append_row, commit, parl, read_rows
 
 ROWS = HERE / "thresholds.csv"
 TABLE = HERE / "THRESHOLDS.md"
@@ -63,14 +62,6 @@ def read_curve(path: Path) -> Iterable[tuple[int, float]]:
             yield int(row["env_steps"]), float(row["episode/return_mean"])
 
 
-def read_rows() -> list[dict[str, str]]:
-    """All rows so far."""
-    if not ROWS.exists():
-        return []
-    with ROWS.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def write_table() -> None:
     """THRESHOLDS.md: the median over seeds of the steps to the threshold, and the final return."""
     lines = [
@@ -84,7 +75,7 @@ def write_table() -> None:
         "| env | threshold | algorithm | steps (k), ours | reached | steps (k), paper | final return | commits |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = read_rows()
+    rows = read_rows(ROWS)
     for env, threshold in THRESHOLDS.items():
         for algo, paper in zip(ALGOS, PAPER[env], strict=True):
             own = [row for row in rows if row["env"] == env and row["algo"] == algo]
@@ -117,7 +108,7 @@ def main() -> None:
     for seed in range(1, arguments.seeds + 1):
         for env in arguments.envs:
             for algo in ALGOS:
-                if any((r["env"], r["algo"], r["seed"]) == (env, algo, str(seed)) for r in read_rows()):
+                if any((r["env"], r["algo"], r["seed"]) == (env, algo, str(seed)) for r in read_rows(ROWS)):
                     continue
                 row = run(env, algo, seed)
                 append_row(ROWS, FIELDS, row)
