@@ -170,6 +170,7 @@ class Training:
         """Train one round."""
         for watch in (self.pool.watch, self.learner.watch):
             watch.take()
+        self.pool.metrics()
         steps, cpu, started = self._env_steps(), meter.seconds(), perf_counter()
         for _ in range(updates):
             self.update()
@@ -179,7 +180,7 @@ class Training:
         whole = Stopwatch()
         for watch in (self.pool.watch, self.learner.watch):
             whole.merge(watch.take())
-        self.shares.append(whole.shares(elapsed))
+        self.shares.append(whole.shares(elapsed) | self.pool.metrics())
 
     def _env_steps(self) -> int:
         """Of all policies."""

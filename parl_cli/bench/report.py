@@ -27,11 +27,11 @@ class Result:
     candidate: Candidate
     env_only: Speed
     end_to_end: Speed = field(default_factory=Speed)
-    shares: Metrics = field(default_factory=dict)  # of the time end to end, as in metrics.jsonl: time/env_share, …
+    shares: Metrics = field(default_factory=dict)  # of the time end to end, as in metrics.jsonl: time/…, actors/…
 
     def to_plain(self) -> dict[str, Any]:
         """As in bench.json."""
-        shares = {name.removeprefix("time/").removesuffix("_share"): share for name, share in self.shares.items()}
+        shares, actors = _shares_of("time", self.shares), _shares_of("actors", self.shares)
         measured = bool(self.end_to_end.steps_per_s)
         return {
             "label": str(self.candidate),
@@ -39,7 +39,7 @@ class Result:
             **self.candidate.options,
             "num_envs": self.candidate.config.num_envs,
             "env_only": self.env_only.summary(),
-            "end_to_end": self.end_to_end.summary() | {"shares": shares} if measured else None,
+            "end_to_end": self.end_to_end.summary() | {"shares": shares, "actors": actors} if measured else None,
         }
 
 
@@ -90,6 +90,11 @@ class Report:
             "winner": self.winner.to_plain(),
             "config": to_plain(self.config),
         }
+
+
+def _shares_of(role: str, metrics: Metrics) -> dict[str, float]:
+    pairs = ((name.removesuffix("_share"), share) for name, share in metrics.items() if name.endswith("_share"))
+    return {name.removeprefix(f"{role}/"): share for name, share in pairs if name.startswith(f"{role}/")}
 
 
 def beats(speed: Speed, other: Speed) -> bool:

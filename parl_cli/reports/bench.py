@@ -75,6 +75,9 @@ def print_report(data: Data, folder: str, command: str, to: Console | None = Non
     else:
         for line in _as_lines(data):
             shared.print_line(line, out)
+    for entry in data["vectorizers"]:
+        if entry["end_to_end"] and entry["end_to_end"]["actors"]:
+            _say(Text(_of_actors(entry, data), style="dim"), out)
     for who, why in data["refused"].items():
         _say(Text(f"not measured: {who}: {why}", style="dim"), out)
     if not data["cpu_of_children_counted"]:
@@ -193,6 +196,12 @@ def _several_sizes(data: Data) -> bool:
 def _shares(entry: Data) -> list[str]:
     together = entry["end_to_end"]
     return [f"{100 * together['shares'][part]:.0f}" if together else "" for part in SHARES]
+
+
+def _of_actors(entry: Data, data: Data) -> str:
+    """Where the time of actors goes that act while the learner, whose shares the table has, learns."""
+    shares = ", ".join(f"{part} {share:.0%}" for part, share in entry["end_to_end"]["actors"].items())
+    return f"actors of {_named(entry, data)}: {shares}; the shares above are the learner's"
 
 
 def _figure(speed: Data | None, key: str) -> str:

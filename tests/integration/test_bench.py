@@ -54,6 +54,7 @@ def test_the_file_holds_everything(measured):
         shares = entry["end_to_end"]["shares"]
         assert set(shares) >= {"env", "act", "learn", "wait", "other"}
         assert sum(shares.values()) == pytest.approx(1, abs=1e-6)
+        assert entry["end_to_end"]["actors"] == {}
     assert data["winner"] in data["vectorizers"]
 
 

@@ -19,7 +19,7 @@ def speed(*rounds):
 
 
 def entry(label, alone, together, num_envs=32, **options):
-    end_to_end = together and speed(*together) | {"shares": SHARES}
+    end_to_end = together and speed(*together) | {"shares": SHARES, "actors": {}}
     name = label.partition(",")[0]
     return {"label": label, "vectorizer": name, "num_envs": num_envs, **options} | {
         "env_only": speed(*alone),
@@ -205,3 +205,11 @@ def test_bars_are_parted_as_the_time_was(tmp_path):
         for part, colour in {"env": "#2a6fb0", "learn": "#5a9e5d"}.items()
     }
     assert 2.5 < counts["learn"] / counts["env"] < 3.5
+
+
+def test_actors_that_act_on_their_own_have_shares_of_their_own():
+    apart = copy.deepcopy(SERIAL)
+    apart["end_to_end"]["actors"] = {"env": 0.7, "act": 0.2, "wait": 0.06, "other": 0.04}
+    line = "actors of serial: env 70%, act 20%, wait 6%, other 4%; the shares above are the learner's"
+    assert line in shown(data(apart, TWO), width=120)
+    assert not [line for line in shown(data(SERIAL, TWO)) if line.startswith("actors of")]
