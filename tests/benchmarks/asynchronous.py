@@ -1,6 +1,6 @@
 """`parl train algo=appo env=cartpole` beside Sample Factory on the same work, end to end, in interleaved rounds.
 
-    python tests/benchmarks/asynchronous.py [--steps 150000] [--rounds 3] [--num-steps 32] [--install]
+    python tests/benchmarks/asynchronous.py [--steps 300000] [--rounds 3] [--num-steps 32] [--install]
 
 CartPole-v1 as a Python env, 32 of them, two 64×64 tanh networks, rollouts of `--num-steps` steps, 4 epochs of 4
 minibatches; Sample Factory (Petrenko et al. 2020, arXiv:2006.11751) asynchronous with one rollout worker and double
@@ -121,7 +121,7 @@ def timed(command: list[str], folder: Path) -> float:
 def main() -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150_000, help="env steps of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=300_000, help="env steps of a run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each (default: %(default)s)")
     parser.add_argument("--num-steps", type=int, default=32, help="T of a rollout (default: %(default)s, the preset's)")
     parser.add_argument("--peer", metavar="PYTHON", help="Python that has Sample Factory")
