@@ -13,6 +13,7 @@ import contextlib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NoReturn
 
 import gymnasium as gym
@@ -26,6 +27,7 @@ from parl_cli.vectorizers.description import EnvDescription
 from parl_cli.vectorizers.structured import has_nan, to_array, to_item, unpack
 
 EpisodeSeed = Callable[[int, int], int]  # (env id, episode number) -> reset seed
+Step = Callable[[Any], Any]  # of an env: action -> (obs, reward, terminated, truncated, info)
 RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode ended and was reset, info)
 
 _ENV_FAULTS = (Exception, SystemExit)  # an env may not end the process, but Ctrl-C may
@@ -90,7 +92,7 @@ class EnvGroup:
         n, num_agents = len(self.envs), self.description.num_agents
         lead = (n,) if num_agents is None else (n, num_agents)
         self._blocks = blocks
-        self._steps = [env.step for env in self.envs]
+        self._steps: list[Step] = [env.step for env in self.envs]
         self._rows = range(n)
         self._item = blocks.obs.shape[1:]
         self._dtype = blocks.obs.dtype
@@ -116,10 +118,10 @@ class EnvGroup:
         infos: list[RowInfo] = []
         for row, seed in zip(rows, seeds, strict=True):
             if seed is None:
-                info = self._next_episode(row, options)
+                _, info = self._next_episode(row, options)
             else:
                 self._blocks.episode_numbers[row] = 0
-                info = self._reset_row(row, seed, options)
+                _, info = self._reset_row(row, seed, options)
             if info:
                 infos.append((row, None, info))
         return infos
@@ -135,27 +137,29 @@ class EnvGroup:
         """
         stepped: Sequence[int] = self._rows if rows is None else rows
         where: Any = _ALL if rows is None else np.array(rows, np.int64)
-        infos: list[RowInfo] = []
+        steps = self._steps if rows is None else [self._steps[row] for row in rows]
+        begun: list[int] = []
         if self._num_over:
-            stepped, where = self._pass_over(where, infos)
+            steps, begun = self._with_resets()
         blocks = self._blocks
         taken = blocks.action[where]
-        # a copy: an env may keep its action, and the block is overwritten by the next send
-        actions: Any = taken.tolist() if self._scalar_actions else taken.copy()
+        # scalars as `space.sample()` and SyncVectorEnv give them; else a copy: an env may keep its action, and the block
+        # is overwritten by the next send
+        actions: Any = list(taken) if self._scalar_actions else taken.copy()
         if taken.dtype.names:
             actions = [unpack(self.description.action_space, row) for row in actions]
         loop = self._step_envs if self.description.num_agents is None else self._step_agents
-        loop(stepped, actions)
+        loop(stepped, steps, actions)
         ended = self._account(stepped, where, actions)
+        if begun:
+            self._length[begun] = 0
         finals: dict[int, dict] = {}
         for j in ended.nonzero()[0].tolist():
             self._end_episode(stepped[j], finals)
-        if not want_infos or not (infos or finals or any(self._infos)):
+        if not want_infos or not (finals or any(self._infos)):
             return None
-        for row in stepped:
-            if self._infos[row] or row in finals:
-                infos.append((row, finals.get(row), self._infos[row]))
-        return sorted(infos, key=lambda entry: entry[0])
+        told = [row for row in sorted(stepped) if self._infos[row] or row in finals]
+        return [(row, finals.get(row), self._infos[row]) for row in told]
 
     def call(self, name: str, args: tuple, kwargs: dict) -> list[Any]:
         """Attribute `name` of every env, called where it can be."""
@@ -188,9 +192,8 @@ class EnvGroup:
         if faults:
             raise EnvError(faults[0])
 
-    def _step_envs(self, rows: Sequence[int], actions: Any) -> None:
+    def _step_envs(self, rows: Sequence[int], steps: Sequence[Step], actions: Any) -> None:
         """The hot loop: it does nothing but step; what the envs gave is written for all of them at once."""
-        steps = self._steps if rows is self._rows else [self._steps[row] for row in rows]
         left = iter(steps)
         try:
             results = [step(action) for step, action in zip(left, actions, strict=True)]
@@ -231,14 +234,14 @@ class EnvGroup:
             except _ENV_FAULTS as error:
                 self._fail(row, "failed in step", error, action)
 
-    def _step_agents(self, rows: Sequence[int], actions: Any) -> None:
+    def _step_agents(self, rows: Sequence[int], steps: Sequence[Step], actions: Any) -> None:
         """The same for multi-agent envs: every field has an agent axis, and its shape is checked."""
         blocks, agents = self._blocks, self._alive.shape[1:]
         row = -1
         action = None
         try:
-            for row, action in zip(rows, actions, strict=True):
-                obs, *results, self._infos[row] = self._steps[row](action)
+            for row, step, action in zip(rows, steps, actions, strict=True):
+                obs, *results, self._infos[row] = step(action)
                 blocks.obs[row] = self._conform(obs)
                 for name, value in zip(("reward", "terminated", "truncated"), results, strict=True):
                     per_agent = np.asarray(value)
@@ -305,28 +308,29 @@ class EnvGroup:
             blocks.episode_return[row], blocks.episode_length[row] = self._return[row], self._length[row]
         if self._mode is AutoresetMode.SAME_STEP:
             finals[row] = info
-            self._infos[row] = self._next_episode(row)
+            _, self._infos[row] = self._next_episode(row)
         else:
             self._over[row] = True
             self._num_over += 1
 
-    def _pass_over(self, where: Any, infos: list[RowInfo]) -> tuple[Sequence[int], Any]:
-        """Reset those rows whose episode ended in an earlier step; the others are returned, to be stepped."""
-        blocks, rows = self._blocks, np.arange(len(self.envs))[where]
-        over = self._over[where].copy()  # a reset clears it
-        if not over.any():
-            return (self._rows if where is _ALL else rows.tolist()), where
-        for row in rows[over].tolist():
-            if self._mode is AutoresetMode.DISABLED:
-                raise ParlError(
-                    f"env {self._first_id + row}: its episode is over and autoreset_mode is disabled; "
-                    'reset it with reset(options={"reset_mask": …}) before the next step'
-                )
-            blocks.reward[row], blocks.terminated[row], blocks.truncated[row] = 0.0, False, False
-            infos.append((row, None, self._next_episode(row)))
-        return rows[~over].tolist(), rows[~over]
+    def _with_resets(self) -> tuple[list[Step], list[int]]:
+        """Every env's step, but a reset for those whose episode ended in an earlier step, which are listed."""
+        steps, begun = list(self._steps), self._over.nonzero()[0].tolist()
+        if self._mode is AutoresetMode.DISABLED:
+            raise ParlError(
+                f"env {self._first_id + begun[0]}: its episode is over and autoreset_mode is disabled; "
+                'reset it with reset(options={"reset_mask": …}) before the next step'
+            )
+        agents = self._alive.shape[1:]
+        no_step: tuple = (0.0, False, False)
+        if agents:
+            no_step = tuple(np.zeros(agents, dtype) for dtype in (np.float64, np.bool_, np.bool_))
+        for row in begun:
+            obs, info = self._next_episode(row)
+            steps[row] = partial(_give, (obs, *no_step, info))
+        return steps, begun
 
-    def _next_episode(self, row: int, options: dict | None = None) -> dict:
+    def _next_episode(self, row: int, options: dict | None = None) -> tuple[Any, dict]:
         self._blocks.episode_numbers[row] += 1
         return self._reset_row(row, self._seed_of(row), options)
 
@@ -335,7 +339,7 @@ class EnvGroup:
             return None
         return int(self._episode_seed(self._first_id + row, int(self._blocks.episode_numbers[row])))
 
-    def _reset_row(self, row: int, seed: int | None, options: dict | None = None) -> dict:
+    def _reset_row(self, row: int, seed: int | None, options: dict | None = None) -> tuple[Any, dict]:
         self._seeds[row] = seed
         self._alive[row] = True
         if self._over[row]:
@@ -352,7 +356,7 @@ class EnvGroup:
             self._fail(row, "failed in reset", error)
         if has_nan(self._blocks.obs[row : row + 1]):
             self._fail(row, "broke its contract in reset: observation holds NaN", None)
-        return info
+        return obs, info
 
     def _conform(self, obs: Any) -> Any:
         """The observation, if it can be written into its row without harm; raises if not."""
@@ -369,6 +373,10 @@ class EnvGroup:
             details += f", action {' '.join(str(action).split())[:200]}"
         cause = f": {_fault_text(error)}" if error is not None else ""
         raise EnvError(f"env {self._first_id + row} {what} ({details}){cause}") from None
+
+
+def _give(result: tuple, action: Any) -> tuple:
+    return result
 
 
 def _fault_text(error: BaseException) -> str:

@@ -47,9 +47,7 @@ class Raw:
         self.count = 0
         space = self.envs[0].action_space
         space.seed(0)
-        discrete = isinstance(space, gym.spaces.Discrete)
-        draws = [[space.sample() for _ in self.envs] for _ in range(DRAWN)]
-        self.actions = [[int(action) for action in draw] for draw in draws] if discrete else draws
+        self.actions = [[space.sample() for _ in self.envs] for _ in range(DRAWN)]
         for seed, env in enumerate(self.envs):
             env.reset(seed=seed)
 

@@ -35,7 +35,7 @@ SETTINGS = {
     "actors=inline vectorizer=subprocess": [],
     "actors=process actors.num_actors=1": ["vectorizer=serial"],
     "actors=process actors.num_actors=2": ["vectorizer=serial"],
-    "actors=process actors.num_actors=3": ["vectorizer=serial"],
+    "actors=process actors.num_actors=4": ["vectorizer=serial"],
     "actors=thread vectorizer=async": [],
 }
 

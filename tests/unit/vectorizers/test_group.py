@@ -96,11 +96,12 @@ def test_the_final_observation_survives_an_env_that_reuses_its_array():
     assert blocks.obs[0].tolist() == [0, 0, 0]
 
 
-def test_discrete_actions_arrive_as_python_ints_and_arrays_as_copies():
+def test_discrete_actions_arrive_as_samples_of_the_space_do_and_arrays_as_copies():
+    """So an env may ask for `action.item()`, as it can in Gymnasium's vector envs."""
     env = Scripted((zeros(3), 0.0, False, False, {}))
     group, blocks = make_group(lambda: env)
     group.step()
-    assert type(env.seen[0]) is int
+    assert type(env.seen[0]) is type(env.action_space.sample()) is np.int64
     env = Scripted((zeros(3), 0.0, False, False, {}), action_space=spaces.Box(-1, 1, (2,), np.float32))
     group, blocks = make_group(lambda: env)
     blocks.action[:] = 0.5
