@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-PEER = ("sample-factory==2.1.1", "gymnasium<1.0", "numpy<2", "torch")
+PEER = ("sample-factory==2.1.1", "gymnasium<1.0", "numpy<2", "torch>=2.6,<2.14")
 WORK = {"num_envs": 32, "epochs": 4, "minibatches": 4}
 
 # Run by the peer's Python: what the learner has done, and the mean return, whenever it says so.
