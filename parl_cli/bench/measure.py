@@ -180,7 +180,9 @@ class Training:
         whole = Stopwatch()
         for watch in (self.pool.watch, self.learner.watch):
             whole.merge(watch.take())
-        self.shares.append(whole.shares(elapsed) | self.pool.metrics())
+        actors = self.pool.metrics()
+        told = actors.get("actors/other_share", 1.0) < 1.0  # by some actor, in so short a time
+        self.shares.append(whole.shares(elapsed) | (actors if told else {}))
 
     def _env_steps(self) -> int:
         """Of all policies."""

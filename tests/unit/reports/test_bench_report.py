@@ -212,4 +212,13 @@ def test_actors_that_act_on_their_own_have_shares_of_their_own():
     apart["end_to_end"]["actors"] = {"env": 0.7, "act": 0.2, "wait": 0.06, "other": 0.04}
     line = "actors of serial: env 70%, act 20%, wait 6%, other 4%; the shares above are the learner's"
     assert line in shown(data(apart, TWO), width=120)
-    assert not [line for line in shown(data(SERIAL, TWO)) if line.startswith("actors of")]
+    assert not [line for line in shown(data(SERIAL, apart)) if line.startswith("actors of")]
+
+
+def test_what_was_faster_but_not_reliably_is_said():
+    shaky = entry("subprocess, 2 workers", (150_000, 150_000, 150_000), (19_000, 30_000, 31_000), num_workers=2)
+    steady = entry("serial", (100_000,) * 3, (20_000,) * 3)
+    assert reason(data(steady, shaky)) == (
+        "serial stays: subprocess, 2 workers had 1.50 × its speed end to end, 1.50 × in stepping alone, but not in every "
+        "round; seconds=30 tells more; a CartPole-v1 step costs 6 µs, a wake-up 20 µs"
+    )
