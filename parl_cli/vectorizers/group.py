@@ -143,8 +143,8 @@ class EnvGroup:
             steps, begun = self._with_resets()
         blocks = self._blocks
         taken = blocks.action[where]
-        # scalars as `space.sample()` and SyncVectorEnv give them; else a copy: an env may keep its action, and the block
-        # is overwritten by the next send
+        # scalars as `space.sample()` and SyncVectorEnv give them; else a copy: an env may keep its action, and the
+        # block is overwritten by the next send
         actions: Any = list(taken) if self._scalar_actions else taken.copy()
         if taken.dtype.names:
             actions = [unpack(self.description.action_space, row) for row in actions]
