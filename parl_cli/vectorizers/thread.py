@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -83,11 +84,12 @@ class ThreadVectorizer(Vectorizer):
         self._inboxes[section].put((method, args))
 
     def _replies(self, timeout_s: float) -> list[Reply]:
-        try:
-            worker, result = self._outbox.get(timeout=timeout_s)
-        except queue.Empty:
-            return []
-        return [(worker, result)]
+        replies: list[Reply] = []
+        with contextlib.suppress(queue.Empty):
+            replies.append(self._outbox.get(timeout=timeout_s))
+            while True:  # and what else has come
+                replies.append(self._outbox.get_nowait())
+        return replies
 
     def _abandon(self, worker: int) -> str:
         return "a thread cannot be killed, so it was left behind"
