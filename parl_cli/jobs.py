@@ -73,8 +73,8 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
     values = changed(values, total_steps=command.total_steps, device=command.device)
     config = config_to_go_on(values, saved, command.plugins, _typed("resume", command))
     done = 0 if saved is None else saved.env_steps
-    # killed between its last checkpoint and saying that it is finished: there is that left to do
-    if done >= config.total_steps and run.info().get("status") != "running":
+    # killed or stopped between its last update and saying that it is finished: there is that left to do
+    if done >= config.total_steps and run.info().get("status") not in ("running", "interrupted"):
         raise ConfigError(
             f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
             f"add total_steps={2 * config.total_steps} to train on"

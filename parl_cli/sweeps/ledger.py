@@ -191,6 +191,10 @@ def read(text: str) -> Ledger:
     except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"run={text}: sweep.json is damaged ({type(error).__name__}: {error})") from None
     refuse_live_text(ledger.base, path)
+    inner = ledger.base.get("config", {})
+    if not isinstance(inner, dict):
+        raise CheckpointError(f"run={text}: sweep.json is damaged: base.config is no object")
+    refuse_live_text(inner, path)
     for number, job in enumerate(ledger.jobs):
         inside = is_below(job.folder) and path in ledger.folder(job).resolve().parents
         if job.number != number or not inside or not f"{job}{job.reason}{job.cluster_id}".isprintable():
@@ -212,6 +216,7 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """
     temporary = file.with_name(f".{file.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)  # never written through a link
         with temporary.open("w", encoding="utf-8") as out:
             out.write(json.dumps(values, indent=1) + "\n")
             out.flush()

@@ -80,7 +80,9 @@ def resume_sweep(command: ResumeCommand) -> None:
     def ask(names: str) -> str:
         return f"parl resume run={command.run} 'plugins=[{names}]'"
 
-    plugins.require({"plugins": ledger.plugins}, command.plugins, ask)
+    # a search loads what its base config names, too
+    named = [str(module) for module in ledger.base.get("config", {}).get("plugins") or []]
+    plugins.require({"plugins": list(dict.fromkeys([*ledger.plugins, *named]))}, command.plugins, ask)
     ledger.plugins = list(dict.fromkeys([*ledger.plugins, *command.plugins]))
     if isinstance(ledger.options, SearchConfig):
         run_search(ledger)

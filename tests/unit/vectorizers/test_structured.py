@@ -3,7 +3,7 @@ import pytest
 from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
-from parl_cli.vectorizers.structured import item_layout, to_item, unpack, write_batch
+from parl_cli.vectorizers.structured import has_nan, item_layout, to_item, unpack, write_batch
 
 SPACE = spaces.Dict(
     {
@@ -91,3 +91,14 @@ def test_a_batch_that_does_not_fit_is_named_by_its_path():
         write_batch(SPACE, {"camera": batch["camera"]}, rows(2), "actions")
     with pytest.raises(TypeError, match=r"actions\['gears'\]\['left'\] have dtype float64"):
         write_batch(SPACE, {**batch, "gears": {"left": np.zeros((2, 2))}}, rows(2), "actions")
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_nan_is_found_beside_the_largest_numbers_and_in_nothing(dtype):
+    items = np.full((4, 3), np.finfo(dtype).max, dtype)
+    assert not has_nan(items)
+    assert not has_nan(items[:0])
+    items[2, 1] = -np.inf
+    assert not has_nan(items)
+    items[1, 1] = np.nan
+    assert has_nan(items)
