@@ -70,11 +70,13 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
     elif checkpoint.numbered(run.checkpoints):
         saved = checkpoint.load(checkpoint.last(run.path))
     values = run.config() if saved is None else saved.config
+    budget = values["total_steps"]
     values = changed(values, total_steps=command.total_steps, device=command.device)
     config = config_to_go_on(values, saved, command.plugins, _typed("resume", command))
     done = 0 if saved is None else saved.env_steps
     # killed or stopped between its last update and saying that it is finished: there is that left to do
-    if done >= config.total_steps and run.info().get("status") not in ("running", "interrupted"):
+    is_left = run.info().get("status") in ("running", "interrupted") and config.total_steps >= budget
+    if done >= config.total_steps and not is_left:
         raise ConfigError(
             f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
             f"add total_steps={2 * config.total_steps} to train on"

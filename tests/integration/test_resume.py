@@ -16,6 +16,7 @@ from parl_cli.config import CheckpointConfig, DebugConfig, EnvConfig, ResumeComm
 from parl_cli.errors import EnvError
 from parl_cli.jobs import resume_run, train_run
 from parl_cli.training import checkpoint
+from parl_cli.training.run_dir import RunDir
 from tests.helpers.cli import parl
 from tests.helpers.runs import (
     CLI_TINY,
@@ -130,6 +131,22 @@ def test_a_finished_run_is_resumed_only_with_more_steps(tmp_path, monkeypatch, c
     assert main(["resume", "run=run", f"total_steps={8 * ROLLOUT}"]) == 0
     train(normalising_config(PENDULUM, 8), tmp_path / "straight")
     assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_run_that_was_stopped_in_its_last_update_is_finished_by_resume(tmp_path, monkeypatch, capsys):
+    """The signal came when the budget was used up; nothing is left to do but to say so."""
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(PENDULUM, 4), tmp_path / "run", stop_at=4)
+    run = RunDir.open("run")
+    assert run.info()["status"] == "interrupted"
+    before = policy_hash(tmp_path / "run")
+    capsys.readouterr()
+    assert main(["resume", "run=run", f"total_steps={3 * ROLLOUT}"]) == 2  # less than it has done
+    assert "finished, 256 of 192" in capsys.readouterr().err
+    assert main(["resume", "run=run"]) == 0
+    assert run.info()["status"] == "finished"
+    assert policy_hash(tmp_path / "run") == before
+    assert len(steady_rows(tmp_path / "run")) == 4
 
 
 def test_a_warm_started_run_resumes_without_what_it_was_warmed_up_with(tmp_path, monkeypatch):
