@@ -146,9 +146,9 @@ class Scheduler:
         All jobs have saved by then, unless the place leaves them running.
         """
         with _Signals() as signals:
-            for number, process in self.place.adopted.items():
-                self._watch(self.ledger.jobs[number], process)
             try:
+                for number, process in self.place.adopted.items():
+                    self._watch(self.ledger.jobs[number], process)
                 while signals.number is None and (self._fill() or self.running):
                     time.sleep(self.place.poll_s)
                     self._look()

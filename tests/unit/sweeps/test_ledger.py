@@ -3,10 +3,12 @@ import os
 
 import pytest
 
+from parl_cli.config import ResumeCommand
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.sweeps import ledger as ledger_module
 from parl_cli.sweeps.ledger import State, is_below, is_sweep, read, write_json
 from parl_cli.sweeps.options import Objective, SearchConfig, SweepConfig
+from parl_cli.sweeps.run import resume_sweep
 from tests.helpers.runs import edit_json
 from tests.helpers.sweeps import CONFIG, new_ledger
 
@@ -70,6 +72,8 @@ def test_only_one_process_runs_a_sweep(tmp_path):
         (lambda values: values["jobs"][0].update(overrides=["\x1b[2J"]), "damaged"),
         (lambda values: values["options"].update(num_jobs=-1), "num_jobs"),
         (lambda values: values.update(base={"config": {"a": "${oc.env:HOME}"}}), "interpolation"),
+        (lambda values: values.update(base={"config": {"env": {"id": "evil:Env-v0"}}}), "would import a module"),
+        (lambda values: values.update(base={"config": ["a"]}), "base.config is no object"),
     ],
 )
 def test_a_damaged_or_hostile_ledger_is_refused_in_one_line(tmp_path, change, words):
@@ -86,10 +90,33 @@ def test_a_damaged_or_hostile_ledger_is_refused_in_one_line(tmp_path, change, wo
     assert "\x1b" not in str(caught.value)
 
 
+def test_a_search_s_base_config_imports_nothing_that_the_user_did_not_name(tmp_path, monkeypatch):
+    (tmp_path / "evilmod.py").write_text("open('imported', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    ledger = new_ledger(tmp_path / "sweep", [])
+    ledger.options = SearchConfig(space={"algo.gamma": "interval(0,1)"})
+    ledger.base = {"config": {**CONFIG, "plugins": ["evilmod"]}, "overrides": []}
+    ledger.save()
+    with pytest.raises(ConfigError, match=r"used plugins=\[evilmod\], which a file may not import"):
+        resume_sweep(ResumeCommand(run=str(tmp_path / "sweep")))
+    assert not (tmp_path / "imported").exists()
+
+
 def test_what_is_no_json_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"sweep\.json is not a JSON object"):
         read(str(tmp_path))
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    (tmp_path / ".x.json.tmp").symlink_to(precious)
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert precious.read_text() == "mine"
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
