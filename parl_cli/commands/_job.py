@@ -6,6 +6,7 @@ Hydra would make the folder first and swallow what a callback raises, so validat
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,9 +104,20 @@ def execute(job: DictConfig, config: TrainConfig, context: HydraContext, subdir_
     except KeyboardInterrupt:  # perhaps before anything was written
         remove_if_empty(Path(job.hydra.runtime.output_dir))
         raise
+    finally:
+        _close_log(Path(job.hydra.runtime.output_dir))
     if result.status is JobStatus.FAILED:
         remove_if_empty(Path(job.hydra.runtime.output_dir))
     return result
+
+
+def _close_log(folder: Path) -> None:
+    """End the job's log file: what is logged later in this process is not of this job, whose folder may be gone."""
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler, logging.FileHandler) and folder in Path(handler.baseFilename).parents:
+            root.removeHandler(handler)
+            handler.close()
 
 
 def make_dir(job: DictConfig, kind: str) -> Path:

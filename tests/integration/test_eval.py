@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import shutil
@@ -238,6 +239,14 @@ def test_a_full_disk_ends_train_and_eval_in_one_line_with_nothing_left(workplace
     assert "No space left" in refused(train_command(disk / "outputs/run"), capsys)
     assert "output=FOLDER" in refused(["eval", "checkpoint=latest", f"output={disk}/out"], capsys)
     assert tree(disk) == before
+
+
+def test_after_a_job_nothing_is_logged_into_its_folder_any_more(workplace, capsys):
+    assert main(train_command(workplace / "run")) == 0
+    assert not [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    shutil.rmtree(workplace / "run")
+    logging.getLogger("parl_cli.vectorizers").warning("of something else")
+    assert not (workplace / "run").exists()
 
 
 def test_a_read_only_disk_ends_train_eval_and_resume_in_one_line(workplace, small_disk, capsys):
