@@ -38,7 +38,8 @@ FROM_OUTSIDE = "killed from outside"
 LONGEST_WAIT_S = 30.0  # a hang's deadline, and the start of a new worker on a busy machine
 STEP_TIMEOUT_S = 3.0
 MB_PER_MILLION = 0.2  # memory that grows slower is not growing
-LONG_ENOUGH = 1_000_000  # rows; before, what grows are workers that have just been started, and paths taken first
+FIRST_STEPS_MB = 2.0  # nor is what a short run grows until every path of the code was taken
+LONG_ENOUGH = 1_000_000  # rows; before, what grows of the workers' is that of new ones, which have just started
 
 
 @dataclass
@@ -67,15 +68,16 @@ class Soak:
         rise = kept[second] - kept[first]
         return float(np.median(rise[:, column] / rise[:, 0])) * 1e6
 
-    def _growth(self, slope: float) -> tuple[str, bool]:
-        if self.sent < LONG_ENOUGH:
-            return f"{slope:+.2f} MB per million (too short a run to judge)", True
-        return f"{slope:+.2f} MB per million", slope < MB_PER_MILLION
+    def _flat(self, slope: float) -> bool:
+        return slope < MB_PER_MILLION or slope * self.sent / 1e6 < FIRST_STEPS_MB
 
     def table(self) -> list[tuple[str, str, bool]]:
         """(what, figure, whether it is as it should be)."""
         accounted = self.sent == self.delivered + self.masked and not self.wrong
-        (grown, flat), (workers, workers_flat) = self._growth(self.slope(1)), self._growth(self.slope(2))
+        grown, workers = self.slope(1), self.slope(2)
+        workers_flat, unjudged = self._flat(workers), ""
+        if self.sent < LONG_ENOUGH:
+            workers_flat, unjudged = True, " (too short a run to judge)"
         kinds = ", ".join(f"{kind}: {count}" for kind, count in sorted(self.injected.items()))
         first, last = self.memory[0][1], self.memory[-1][1]
         return [
@@ -85,8 +87,8 @@ class Soak:
             ("faults injected", f"{self.injected.total()} ({kinds})", True),
             ("workers replaced", f"{self.restarts}", self.restarts > 0 or not self.injected),
             ("longest wait for a step", f"{self.longest_wait_s:.2f} s", self.longest_wait_s < LONGEST_WAIT_S),
-            ("memory of this process", f"{first:.1f} to {last:.1f} MB; {grown}", flat),
-            ("memory of the workers", workers, workers_flat),
+            ("memory of this process", f"{first:.1f} to {last:.1f} MB; {grown:+.2f} MB per million", self._flat(grown)),
+            ("memory of the workers", f"{workers:+.2f} MB per million{unjudged}", workers_flat),
             ("open files", f"{self.files[0]} before, {self.files[1]} after", self.files[0] >= self.files[1]),
             ("processes and /dev/shm", ", ".join(self.left_behind) or "nothing left behind", not self.left_behind),
         ]
