@@ -170,7 +170,7 @@ class Training:
         """Train one round."""
         for watch in (self.pool.watch, self.learner.watch):
             watch.take()
-        self.pool.metrics()
+        self.pool.metrics()  # what actors did before is not of this round
         steps, cpu, started = self._env_steps(), meter.seconds(), perf_counter()
         for _ in range(updates):
             self.update()

@@ -7,7 +7,7 @@ import dataclasses
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 from parl_cli import build
@@ -23,6 +23,8 @@ class Parts:
 
     act_s: float
     learn_s: float
+    act_cpu_s: float  # what of it was computed: less than the time that passed, where others are at work
+    learn_cpu_s: float
     update_steps: int  # env steps of one update
 
 
@@ -35,27 +37,33 @@ def measure_parts(config: TrainConfig, spec: EnvSpec, seconds: float) -> Parts:
         rollouts = pool.get(1)  # the first one allocates
         pool.watch.take()
         acted, steps, ends = 0.0, 0, perf_counter() + seconds
+        started, cpu = perf_counter(), process_time()
         while not steps or perf_counter() < ends:
             rollouts = pool.get(1)
             acted += pool.watch.take()["act"]
             steps += _env_steps(rollouts)
+        computed = (process_time() - cpu) / (perf_counter() - started)
     finally:
         pool.close()
-    return Parts(acted / steps, learn_s(learner, rollouts, seconds), _env_steps(rollouts))
+    learn_s, learn_cpu_s = learning(learner, rollouts, seconds)
+    return Parts(acted / steps, learn_s, computed * acted / steps, learn_cpu_s, _env_steps(rollouts))
 
 
 def _env_steps(rollouts: Sequence[Rollout]) -> int:
     return sum(rollout.num_env_steps for rollout in rollouts)
 
 
-def learn_s(learner: Any, rollouts: Sequence[Rollout], seconds: float) -> float:
-    """Seconds of an update per env step: the median of several from one state, because each would change the next."""
+def learning(learner: Any, rollouts: Sequence[Rollout], seconds: float) -> tuple[float, float]:
+    """Seconds of an update per env step, wall and CPU: medians of several from one state, as each changes the next."""
     before = copy.deepcopy(learner.state_dict())
     learner.step(rollouts)  # the first one imports and allocates
     taken: list[float] = []
+    computed: list[float] = []
     while not taken or sum(taken) < seconds:
         learner.load_state_dict(copy.deepcopy(before))
-        started = perf_counter()
+        started, cpu = perf_counter(), process_time()
         learner.step(rollouts)
+        computed.append(process_time() - cpu)
         taken.append(perf_counter() - started)
-    return statistics.median(taken) / _env_steps(rollouts)
+    steps = _env_steps(rollouts)
+    return statistics.median(taken) / steps, statistics.median(computed) / steps

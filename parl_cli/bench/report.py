@@ -70,7 +70,14 @@ class Report:
     def to_plain(self) -> dict[str, Any]:
         """What bench.json holds, as plain values; times are in µs per env step."""
         parts = [
-            {"num_envs": n, "act_us": 1e6 * p.act_s, "learn_us": 1e6 * p.learn_s, "update_steps": p.update_steps}
+            {
+                "num_envs": n,
+                "act_us": 1e6 * p.act_s,
+                "learn_us": 1e6 * p.learn_s,
+                "act_cpu_us": 1e6 * p.act_cpu_s,
+                "learn_cpu_us": 1e6 * p.learn_cpu_s,
+                "update_steps": p.update_steps,
+            }
             for n, p in self.parts.items()
         ]
         return {

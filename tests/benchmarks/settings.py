@@ -46,7 +46,7 @@ def parts(choice: list[str], folder: Path) -> dict[str, float]:
     timed([sys.executable, "-m", "parl_cli", *bench], ROOT)
     report = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
     env_only, alone = report["vectorizers"][0]["env_only"], report["parts"][0]
-    return {"env": env_only["cpu_us_per_step"], "act": alone["act_us"], "learn": alone["learn_us"]}
+    return {"env": env_only["cpu_us_per_step"], "act": alone["act_cpu_us"], "learn": alone["learn_cpu_us"]}
 
 
 def measure(name: str, rounds: int, settings: list[str]) -> tuple[list[dict[str, float]], dict[str, list[float]]]:

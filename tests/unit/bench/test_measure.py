@@ -31,6 +31,8 @@ def test_learning_is_measured_from_the_same_state_each_time(monkeypatch):
     assert parts.update_steps == config.num_envs * config.algo.num_steps
     assert 0 < parts.act_s < 0.1
     assert 0 < parts.learn_s < 0.1
+    assert 0 < parts.act_cpu_s <= parts.act_s * 1.01
+    assert 0 < parts.learn_cpu_s <= parts.learn_s * 1.01
 
 
 def test_a_tuning_trains_only_the_most_promising(monkeypatch):

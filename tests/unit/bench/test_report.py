@@ -21,7 +21,16 @@ def candidate(vectorizer=None, **changes):
 def report(*results):
     step = StepCost(1e-4, 6e-6, 1.0)
     return Report(
-        train_config(), BenchCommand(), step, 2e-5, True, {4: Parts(1e-6, 2e-6, 64)}, list(results), {}, 0.9, 1.0
+        train_config(),
+        BenchCommand(),
+        step,
+        2e-5,
+        True,
+        {4: Parts(1e-6, 2e-6, 5e-7, 1e-6, 64)},
+        list(results),
+        {},
+        0.9,
+        1.0,
     )
 
 
@@ -71,5 +80,7 @@ def test_a_report_is_plain_values():
     assert data["winner"]["end_to_end"]["shares"] == {"env": 0.25, "act": 0.75}
     assert data["vectorizers"][1]["end_to_end"] is None
     assert data["vectorizers"][1]["num_workers"] == 2
-    assert data["parts"] == [{"num_envs": 4, "act_us": 1.0, "learn_us": 2.0, "update_steps": 64}]
+    [parts] = data["parts"]
+    assert (parts.pop("num_envs"), parts.pop("update_steps")) == (4, 64)
+    assert parts == {"act_us": 1.0, "learn_us": 2.0, "act_cpu_us": 0.5, "learn_cpu_us": 1.0}
     assert data["wake_up_us"] == pytest.approx(20)
