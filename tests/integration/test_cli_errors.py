@@ -1,6 +1,5 @@
-"""What bad input gets: one line, exit code 2, soon, and nothing is written."""
+"""What bad input gets: one line, exit code 2, and nothing is written."""
 
-import resource
 import subprocess
 import sys
 
@@ -8,27 +7,6 @@ import pytest
 
 from parl_cli.cli import COMMANDS
 from tests.helpers.cli import environment, parl
-
-# On the CPU, not on the clock: a busy machine must not fail a test. One that computes slowly is measured by what
-# importing torch takes there, 1.5 s where these budgets were made.
-BUDGET_S = {"fast": 0.5, "error": 3.0}
-TORCH_S = 1.5
-
-
-def cpu_seconds(*args, cwd):
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = parl(*args, cwd=cwd)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
-def assert_within(budget, seconds):
-    if seconds >= BUDGET_S[budget]:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-        subprocess.run([sys.executable, "-c", "import torch"], check=True, timeout=60)
-        torch_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
-        assert seconds < BUDGET_S[budget] * torch_s / TORCH_S
-
 
 @pytest.mark.parametrize(
     ("args", "words"),
@@ -58,32 +36,23 @@ def assert_within(budget, seconds):
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(args, words, tmp_path):
-    done, seconds = cpu_seconds(*args, cwd=tmp_path)
+    done = parl(*args, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("parl: error: ")
     assert words in done.stderr
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())
-    assert_within("error", seconds)
 
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["train", "--cfg", "job"], ["train", "--help"], ["list"], ["eval", "checkpoint=x", "--cfg", "job"]],
-)
-def test_answers_that_need_no_job_are_fast(args, tmp_path):
-    runs = [cpu_seconds(*args, cwd=tmp_path) for _ in range(5)]
-    assert {done.returncode for done, _ in runs} == {0}
-    assert_within("fast", sorted(seconds for _, seconds in runs)[2])
-
-
-@pytest.mark.parametrize(
-    "args",
-    [["--help"], ["--version"], ["train", "--cfg", "job"], ["list"], ["list", "envs"], ["list", "tuned"]]
+    [["--help"], ["--version"], ["train", "--cfg", "job"], ["eval", "checkpoint=x", "--cfg", "job"]]
+    + [["list"], ["list", "envs"], ["list", "tuned"]]
     + [[command, "--help"] for command in COMMANDS],
 )
 def test_answers_that_need_no_job_import_no_torch(args, tmp_path):
+    """Which is what makes them fast: importing torch takes longer than all else together, on any machine."""
     code = f"import sys; from parl_cli.cli import main; main({args!r}); sys.exit('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
