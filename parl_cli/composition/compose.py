@@ -41,7 +41,8 @@ from parl_cli.errors import ConfigError, suggest
 _PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
 
 # Mappings whose keys are the user's own: a key in them need not be there before, so `+` is not asked for.
-OPEN_KEYS = ("env.kwargs.", "policies.", "logger.sinks.", "where.", "thresholds.", "normalize.")
+OPEN_IN_A_JOB = ("env.kwargs.", "policies.", "logger.sinks.")
+_OPEN = (*OPEN_IN_A_JOB, "where.", "thresholds.", "normalize.")  # the others: of `parl report` and `parl list`
 
 _EXPONENT = re.compile(r"(?<![\w.+-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w.])")
 
@@ -130,7 +131,7 @@ def prepare(overrides: Sequence[str]) -> list[str]:
     prepared = []
     for text in overrides:
         key, _, value = text.partition("=")
-        if text.startswith(OPEN_KEYS):
+        if text.startswith(_OPEN):
             text = f"++{text}"
         elif value == "null" and key in COMPONENTS:
             raise ConfigError(f"{key}=null: one is needed; {suggest('', options(key))}")

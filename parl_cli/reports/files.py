@@ -45,7 +45,7 @@ def write(report: Report, made_by: str) -> Path:
         contents["report.html"] = html.page(report, pictures, made_by)
     if "md" in formats:
         shown = next((kind for kind in ("svg", "png") if kind in formats), None)
-        contents["report.md"] = markdown(report, [f"{name}.{shown}" for name in pictures] if shown else [], made_by)
+        contents["report.md"] = markdown(report, shown, made_by)
     if "csv" in formats:
         contents |= {f"{name}.csv": _csv(rows) for name, rows in csv_tables(report).items() if rows}
     for name, picture in pictures.items():
@@ -64,15 +64,15 @@ def write(report: Report, made_by: str) -> Path:
     return folder
 
 
-def markdown(report: Report, pictures: Sequence[str], made_by: str) -> str:
-    """The report as Markdown, with links to the pictures beside it."""
+def markdown(report: Report, pictures: str | None, made_by: str) -> str:
+    """The report as Markdown, with links to the pictures beside it, which are `png` or `svg`, or none."""
     lines = [f"# {title_words(report)}", "", method_words(report), ""]
     for task in report.tasks:
         lines += [f"## {task.name}", ""]
         for table in task_tables(task, report):
             lines += _markdown_table(table)
-        names = [name for name in pictures if name.startswith(plots.figure_name(task, ""))]
-        lines += [*(f"![{name}]({name})" for name in names), ""]
+        files = [f"{plots.figure_name(task, kind)}.{pictures}" for kind in plots.KINDS] if pictures else []
+        lines += [*(f"![{file}]({file})" for file in files), ""]
     if report.overall is not None:
         lines += ["## All tasks", "", *_markdown_table(overall_table(report.overall))]
         lines += _markdown_table(overall_improvement(report.overall))

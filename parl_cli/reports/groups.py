@@ -97,12 +97,13 @@ def _finished(runs: Sequence[Run], allow: Sequence[str], notes: list[str]) -> li
 def _one_per_seed(runs: Sequence[Run], allow: Sequence[str], notes: list[str]) -> list[Run]:
     if _is_free("seed", allow):
         return list(runs)
-    newest: dict[Any, Run] = {}
+    settings = _differing(runs, _counts)  # those that are allowed to
+    newest: dict[tuple[str | None, ...], Run] = {}
     for run in sorted(runs, key=started):
-        seed = run.config.get("seed")
-        if seed in newest:
-            notes.append(f"left out, a newer run has the same settings and seed={seed}: {shown(newest[seed].path)}")
-        newest[seed] = run
+        same = tuple(_value(run, key) for key in ("seed", *settings))
+        if same in newest:
+            notes.append(f"left out, a newer run has the same settings and seed={same[0]}: {shown(newest[same].path)}")
+        newest[same] = run
     return [run for run in runs if run in newest.values()]
 
 
@@ -115,17 +116,18 @@ def _check_task(name: str, runs: Sequence[Run], free: Sequence[str]) -> None:
 
 
 def _check_contender(name: str, runs: Sequence[Run], free: Sequence[str], by: Sequence[str]) -> None:
-    def counts(key: str) -> bool:
-        irrelevant = key.split(".")[0] in _IRRELEVANT or key in _IRRELEVANT_ACTORS
-        return not irrelevant and not _is_free(key, free)
-
-    keys = _differing(runs, counts)
+    keys = _differing(runs, lambda key: _counts(key) and not _is_free(key, free))
     if keys:
         others = f" (and in {', '.join(keys[1:4])}{' …' if len(keys) > 4 else ''})" if len(keys) > 1 else ""
         raise ConfigError(
             f"{name} mixes runs of different settings: {_values(runs, keys[0])}{others}; tell them apart with "
             f"by=[{','.join([*by, keys[0]])}], choose with where.{keys[0]}=…, or allow=[{keys[0]}]"
         )
+
+
+def _counts(key: str) -> bool:
+    """Whether a key changes what is learned, other than by chance."""
+    return key.split(".")[0] not in _IRRELEVANT and key not in _IRRELEVANT_ACTORS
 
 
 def _differing(runs: Sequence[Run], counts: Callable[[str], bool]) -> list[str]:

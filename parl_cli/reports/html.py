@@ -103,7 +103,7 @@ def page(report: Report, figures: Mapping[str, Any], made_by: str) -> str:
 def _task(task: TaskResult, report: Report, figures: Mapping[str, Any]) -> list[str]:
     scores, *others = task_tables(task, report)
     pictures = []
-    for kind in (*plots.AXIS_LABELS, "scores"):
+    for kind in plots.KINDS:
         name = plots.figure_name(task, kind)
         described = f"{_CAPTIONS[kind]} {task.name}: {', '.join(result.name for result in task.results)}"
         pictures.append(
@@ -146,7 +146,7 @@ def _svg(data: bytes, name: str, described: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # several pictures in one page: an id may occur once
-    prefix = re.sub(r"\W", "_", name)
+    prefix = re.sub(r"\W", lambda char: f"_{ord(char[0]):x}_", name, flags=re.ASCII)
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}_", text)
     for colour, variable in _VARIABLES.items():
         text = text.replace(colour, f"var(--{variable})")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import zlib
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ COLOURS = ("#2a6fb0", "#d9622b", "#12876f", "#9a4fa3", "#b58900", "#5b6770", "#c
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1.5, 2)))
 
 AXIS_LABELS = {"env_steps": "env steps", "time_s": "wall time"}
+KINDS = (*AXIS_LABELS, "scores")  # of pictures; each task has one of each
 
 
 def figures(report: Report) -> dict[str, Any]:
@@ -35,8 +37,11 @@ def figures(report: Report) -> dict[str, Any]:
 
 
 def figure_name(task: TaskResult, kind: str) -> str:
-    """What a picture is called: an axis or `scores`, of a task."""
-    return f"{re.sub(r'[^a-zA-Z0-9_.]+', '_', task.name)}-{kind}"
+    """What a picture is called: one of `KINDS`, of a task."""
+    plain = re.sub(r"[^\w.=+,-]+", "_", task.name, flags=re.ASCII)
+    if plain != task.name:  # `a b` and `a/b` are two tasks
+        plain += f"-{zlib.crc32(task.name.encode()):08x}"
+    return f"{plain}-{kind}"
 
 
 def curve_figure(task: TaskResult, axis: str, metric: str) -> Any:

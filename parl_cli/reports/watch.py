@@ -109,6 +109,7 @@ class Board:
         self.folder = folder
         self.watched: dict[Path, Watched] = {}
         self.waiting: list[Path] = []  # jobs of the sweep that have no run yet
+        self.failed: list[Path] = []  # jobs of the sweep that came to no run
         self.broken: list[str] = []
         self._jobs: dict[Path, list[str]] = {}  # of the sweep, with what was typed for each
         self._console = to or shared.console
@@ -116,15 +117,19 @@ class Board:
     def poll(self) -> None:
         """Read what is new in every run, and find new ones."""
         self.broken = []
-        for path in load.below(self.folder):
+        folders = list(load.below(self.folder))
+        for path in folders:
             try:
                 if path not in self.watched:
                     self.watched[path] = Watched(path)
                 self.watched[path].poll()
             except BrokenRunError as error:
                 self.broken.append(str(error))
-        self._jobs = _jobs(self.folder)
-        self.waiting = [path for path in self._jobs if path not in self.watched]
+        jobs = _jobs(self.folder)
+        self._jobs = {path: words for path, (words, _) in jobs.items()}
+        without = {path: state for path, (_, state) in jobs.items() if path not in folders}
+        self.failed = [path for path, state in without.items() if state == "failed"]
+        self.waiting = [path for path in without if path not in self.failed]
 
     @property
     def is_going_on(self) -> bool:
@@ -133,7 +138,7 @@ class Board:
 
     def overview(self) -> str:
         """`2 running · 8 finished · 10 waiting · eta 2m 05s`."""
-        found = [one.status for one in self.watched.values()]
+        found = [one.status for one in self.watched.values()] + ["failed"] * len(self.failed)
         parts = [f"{found.count(name)} {name}" for name in _ORDER if name in found]
         if self.broken:
             parts.append(f"{len(self.broken)} broken")
@@ -149,8 +154,9 @@ class Board:
         width, height = min(self._console.width, shared.MAX_WIDTH), self._console.height
         order = sorted(self.watched.values(), key=lambda one: _ORDER.index(one.status))
         rows = max(3, height - 6)
-        table = self._table(order[:rows], self.waiting[: max(0, rows - len(order))], width - 4)
-        hidden = len(order) + len(self.waiting) - rows
+        without = [(path, "failed") for path in self.failed] + [(path, "waiting") for path in self.waiting]
+        table = self._table(order[:rows], without[: max(0, rows - len(order))], width - 4)
+        hidden = len(order) + len(without) - rows
         more = [Text(f"… and {hidden} more", style="dim")] if hidden > 0 else []
         return Panel(
             Group(table, *more, Text(self.overview(), style="dim", no_wrap=True, overflow="ellipsis")),
@@ -179,7 +185,7 @@ class Board:
             for path, words in typed.items()
         }
 
-    def _table(self, order: Sequence[Watched], waiting: Sequence[Path], width: int) -> Table:
+    def _table(self, order: Sequence[Watched], without: Sequence[tuple[Path, str]], width: int) -> Table:
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, width=width, header_style="dim")
         table.add_column("run", ratio=1, no_wrap=True, overflow="ellipsis")
         table.add_column("state", no_wrap=True)
@@ -204,8 +210,8 @@ class Board:
                 "eta": gauges.duration(tracker.eta_s) if running else "",
             }
             table.add_row(*(cells[str(column.header)] for column in table.columns))
-        for path in waiting:
-            table.add_row(Text(labels[path], style="dim"), Text("waiting", style="dim"))
+        for path, state in without:
+            table.add_row(Text(labels[path], style="dim"), Text(state, style=STYLES.get(state, "dim")))
         return table
 
     def _eta_s(self) -> float | None:
@@ -218,11 +224,14 @@ class Board:
         return (left + len(self.waiting) * running[0].total_steps) / speed
 
 
-def _jobs(folder: Path) -> dict[Path, list[str]]:
-    """The jobs in the ledger of a sweep, by folder, with what was typed for each; none where there is no ledger."""
+def _jobs(folder: Path) -> dict[Path, tuple[list[str], str]]:
+    """The jobs in the ledger of a sweep, by folder: what was typed for each, and its state; none without a ledger."""
     try:
         jobs = json.loads((folder / SWEEP_FILE).read_text())["jobs"]
-        return {folder / job["folder"]: [load.printable(word) for word in job["overrides"]] for job in jobs}
+        return {
+            folder / job["folder"]: ([load.printable(word) for word in job["overrides"]], str(job.get("state")))
+            for job in jobs
+        }
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
 

@@ -61,6 +61,7 @@ def write_best(search: Search, job: Job) -> Path:
     dump = functools.partial(yaml.safe_dump, sort_keys=False, allow_unicode=True)
     file = ledger.path / "experiment" / "best.yaml"
     file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)  # never written through a link
     file.write_text(f"# @package _global_\n{about}\n{dump({'defaults': groups})}\n{dump(values)}", encoding="utf-8")
     return file
 

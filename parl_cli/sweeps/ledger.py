@@ -25,7 +25,7 @@ from typing import Any
 from parl_cli.config import parse, to_plain
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.sweeps.options import SearchConfig, SweepConfig
-from parl_cli.training.run_dir import RunDir
+from parl_cli.training.run_dir import RunDir, refuse_links
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, read_file, refuse_live_text
 
 FILE = "sweep.json"
@@ -199,6 +199,8 @@ def read(text: str) -> Ledger:
         inside = is_below(job.folder) and path in ledger.folder(job).resolve().parents
         if job.number != number or not inside or not f"{job}{job.reason}{job.cluster_id}".isprintable():
             raise CheckpointError(f"run={text}: sweep.json is damaged: {f'{job} in folder {job.folder}'!r}")
+        refuse_links(ledger.folder(job), f"{text}/{job.folder}")
+    refuse_links(path, text, but="latest")  # which is made anew, never written through
     return ledger
 
 

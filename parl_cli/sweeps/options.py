@@ -30,7 +30,9 @@ class SlurmConfig:
 class SweepConfig:
     """How the jobs of `parl train -m` are run."""
 
-    num_jobs: int | None = option(None, "jobs at once; null: one per core here, all of them in a cluster", ge=1)
+    num_jobs: int | None = option(
+        None, "jobs at once; null: one per core here, as memory allows; all of them in a cluster", ge=1
+    )
     retries: int = option(1, "how often a job that crashed or was killed is begun again where it was saved", ge=0)
     job_memory_mb: int = option(
         500, "what a job needs, until its metrics tell; none starts here unless it is free", ge=1

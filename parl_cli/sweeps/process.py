@@ -31,44 +31,53 @@ class JobProcess:
         command: the words of its command line.
         log: the file that takes what it prints, after what is there.
         cores: how many it may use.
+
+    One that the system does not start, for want of memory, processes or a place for the log, has ended already.
     """
 
     is_queued = False
     cut_off = ""
 
     def __init__(self, command: Sequence[str], log: Path, cores: int) -> None:
-        with log.open("ab") as out:
-            self._process = subprocess.Popen(
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **job_variables(cores)},
-                start_new_session=True,
-            )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._error = ""
+        try:
+            with log.open("ab") as out:
+                self._process = subprocess.Popen(
+                    list(command),
+                    stdin=subprocess.PIPE,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env={**os.environ, **job_variables(cores)},
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._error = error.strerror or str(error)
 
     def poll(self) -> int | None:
         """The exit code, −n for signal n; None while it runs."""
-        return self._process.poll()
+        return 1 if self._process is None else self._process.poll()
 
     def stop(self) -> None:
         """Ask it to save and end."""
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
     def kill(self) -> None:
         """End it at once; its workers follow by themselves."""
         self.stop()
-        self._process.kill()
+        if self._process is not None:
+            self._process.kill()
 
     def abandon(self) -> None:
-        """As `kill`: nobody would look after it."""
-        self.kill()
+        """As when this process is killed: it saves, and ends by itself (`watch_line`)."""
+        self.stop()
 
     def cause(self, code: int) -> str:
         """What an exit code says, in words."""
-        return cause_of_death(code)
+        return f"could not be started: {self._error}" if self._process is None else cause_of_death(code)
 
 
 def cause_of_death(code: int) -> str:

@@ -9,6 +9,7 @@ from parl_cli import plugins
 from parl_cli.config import ResumeCheckpointConfig, ResumeCommand
 from parl_cli.errors import CheckpointError, ConfigError, ParlError
 from parl_cli.metrics import console
+from parl_cli.metrics.memory import free_mb
 from parl_cli.sweeps.display import make_display
 from parl_cli.sweeps.ledger import MISSING, Job, Ledger, State, read
 from parl_cli.sweeps.options import SearchConfig
@@ -98,12 +99,15 @@ def find_place(ledger: Ledger, num_jobs: int) -> Place:
     """
     if ledger.options.cluster is None:
         recover(ledger)
-        return local(ledger, max(1, available_cores() // _at_once(ledger, num_jobs)))
+        room = min(available_cores(), free_mb() / ledger.options.job_memory_mb)
+        at_once = _at_once(ledger, num_jobs, room)
+        return local(ledger, at_once, max(1, available_cores() // at_once))
     cluster = Slurm(ledger)
     adopted = cluster.adopt()
     recover(ledger, adopted)
     return Place(
         cluster.start,
+        _at_once(ledger, num_jobs, num_jobs),
         {job.number: adopted[job.number] for job in ledger.of_state(State.RUNNING)},
         shares_memory=False,
         leaves=ledger.options.slurm.on_interrupt == "leave",
@@ -137,17 +141,17 @@ def recover(ledger: Ledger, running: Container[int] = ()) -> None:
 def run_jobs(ledger: Ledger, num_jobs: int, place: Place, plan: Plan | None = None) -> int | None:
     """Run the ledger's jobs, `num_jobs` in the end; the number of the signal that came."""
     with make_display(ledger, num_jobs) as display:
-        return Scheduler(ledger, place, _at_once(ledger, num_jobs), display, plan).run()
+        return Scheduler(ledger, place, display, plan).run()
 
 
-def local(ledger: Ledger, cores: int) -> Place:
-    """Processes of this machine, on so many cores each."""
+def local(ledger: Ledger, num_jobs: int, cores: int) -> Place:
+    """Processes of this machine: how many at once, on how many cores each."""
 
     def start(job: Job) -> JobProcess:
         folder = ledger.folder(job)
         return JobProcess(child_command(folder, ledger.plugins), folder / "console.log", cores)
 
-    return Place(start)
+    return Place(start, num_jobs)
 
 
 def finish(ledger: Ledger, number: int | None) -> None:
@@ -176,10 +180,9 @@ def interrupted(ledger: Ledger, number: int) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _at_once(ledger: Ledger, num_jobs: int) -> int:
-    """How many of `num_jobs` run at once."""
-    every = available_cores() if ledger.options.cluster is None else num_jobs
-    return max(1, min(ledger.options.num_jobs or every, num_jobs))
+def _at_once(ledger: Ledger, num_jobs: int, room: float) -> int:
+    """How many of `num_jobs` run at once where there is room for so many, unless the user said."""
+    return max(1, int(min(ledger.options.num_jobs or room, num_jobs)))
 
 
 def _running(place: Place) -> str:

@@ -55,6 +55,7 @@ class Place:
 
     Args:
         start: starts a job.
+        num_jobs: how many run at once.
         adopted: jobs that run there already, by number.
         shares_memory: with this process; none starts unless there is enough.
         leaves: on Ctrl-C what runs goes on.
@@ -62,6 +63,7 @@ class Place:
     """
 
     start: Callable[[Job], Process]
+    num_jobs: int
     adopted: Mapping[int, Process] = field(default_factory=dict)
     shares_memory: bool = True
     leaves: bool = False
@@ -115,7 +117,6 @@ class Scheduler:
     Args:
         ledger: the sweep; held by the caller.
         place: where its jobs run.
-        num_jobs: how many run at once.
         display: is told what happens.
         plan: adds jobs and stops them; see `Plan`.
     """
@@ -124,14 +125,12 @@ class Scheduler:
         self,
         ledger: Ledger,
         place: Place,
-        num_jobs: int,
         display: Display,
         plan: Plan | None = None,
     ) -> None:
         self.ledger = ledger
         self.options = ledger.options
         self.place = place
-        self.num_jobs = num_jobs
         self.display = display
         self.plan = plan or Plan()
         self.running: dict[int, Running] = {}
@@ -162,7 +161,7 @@ class Scheduler:
     def _fill(self) -> bool:
         """Start jobs while there is room; whether one was started."""
         started = False
-        while len(self.running) < self.num_jobs and self._memory_allows():
+        while len(self.running) < self.place.num_jobs and self._memory_allows():
             job = self._waiting.pop(0) if self._waiting else self.plan.more()
             if job is None:
                 break
@@ -224,7 +223,7 @@ class Scheduler:
         job.reason = error or running.process.cause(code)
         if code == 0 and status == "finished":
             job.state, job.reason = State.DONE, ""
-        elif running.behind and status == "interrupted":
+        elif running.behind:  # however it ended: nobody wants it to go on
             job.state, job.reason = State.PRUNED, running.behind
         elif stopping or (status == "interrupted" and not cut_off):
             job.state, job.reason = State.INTERRUPTED, ""

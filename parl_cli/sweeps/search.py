@@ -69,8 +69,8 @@ class Search(Plan):
                 continue
             self._reported[job.number] = number
             trial.report(value, number)
-            if trial.should_prune():
-                share = number / self.options.num_reports
+            share = number / self.options.num_reports
+            if share < 1 and trial.should_prune():  # one that is done has nothing to save
                 return f"behind the others after {share:.0%}: {self.options.objectives[0]} {value:.4g}"
         return ""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, QuotedString, RangeSweep
 
-from parl_cli.composition.compose import OPEN_KEYS
+from parl_cli.composition.compose import OPEN_IN_A_JOB
 from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError, suggest
 
@@ -103,7 +104,7 @@ def with_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any
     *path, last = key.split(".")
     place = changed
     for name in path:
-        place = place[name]
+        place = place.setdefault(name, {})
     place[last] = value
     return changed
 
@@ -152,16 +153,22 @@ def _interval(shown: str, where: IntervalSweep, present: Any) -> Interval:
 
 
 def _present(key: str, base: Mapping[str, Any]) -> Any:
-    """The value that the config has."""
-    if key.startswith(OPEN_KEYS):
-        return base["env"]["kwargs"].get(key.removeprefix("env.kwargs."))
+    """The value that the config has; None in an open group that has no such key."""
     known = dict(_leaves(base))
-    if key not in known:
-        groups = [path for path in known if path.startswith(f"{key}.")]
-        if groups:
-            raise ConfigError(f"sweep.space: {key} is a group of keys; search over some of them, like {groups[0]}")
+    if key in known:
+        return known[key]
+    of_a_policy = re.fullmatch(r"policies\.\d+\.(.+)", key)
+    if of_a_policy:
+        return _present(of_a_policy[1], base)  # what holds for all that have no other
+    groups = [path for path in known if path.startswith(f"{key}.")]
+    if groups:
+        raise ConfigError(f"sweep.space: {key} is a group of keys; search over some of them, like {groups[0]}")
+    above = [path for path in known if key.startswith(f"{path}.")]
+    if above:
+        raise ConfigError(f"sweep.space: {key}: {above[0]}={known[above[0]]} is no group of keys")
+    if not key.startswith(OPEN_IN_A_JOB):
         raise ConfigError(f"sweep.space: unknown key {key}; {suggest(key, known)}")
-    return known[key]
+    return None
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -97,12 +97,7 @@ class RunDir:
                 f"run={text}: not a run folder (no run.json), nor a sweep's (no sweep.json); name one like "
                 "outputs/<name>/<timestamp>"
             )
-        for entry in (*path.iterdir(), *path.glob("checkpoints/.*"), *path.glob("checkpoints/*")):
-            if entry.is_symlink():
-                raise CheckpointError(
-                    f"run={text}: {entry.relative_to(path)} is a link, and what is written there would land "
-                    "elsewhere; put the real file or folder in its place"
-                )
+        refuse_links(path, text)
         return cls(path)
 
     @contextlib.contextmanager
@@ -184,6 +179,25 @@ class RunDir:
 
     def _temporary(self, name: str) -> Path:
         return self.path / f".{name}.tmp"
+
+
+def refuse_links(path: Path, text: str, but: str = "") -> None:
+    """Refuse a folder with links in it, through which what is written would land elsewhere.
+
+    Args:
+        path: the folder, perhaps not there yet.
+        text: what was typed for it.
+        but: a name that may be one.
+
+    Raises:
+        CheckpointError: naming the link.
+    """
+    for entry in (*path.glob("*"), *path.glob("checkpoints/*")):
+        if entry.is_symlink() and entry.name != but:
+            raise CheckpointError(
+                f"run={text}: {entry.relative_to(path)} is a link, and what is written there would land elsewhere; "
+                "put the real file or folder in its place"
+            )
 
 
 def unwritable(path: Path, error: OSError) -> ConfigError:

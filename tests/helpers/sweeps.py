@@ -63,7 +63,7 @@ class FakeProcess:
         self.killed = True
 
     def abandon(self) -> None:
-        self.kill()
+        self.stop()
 
     def cause(self, code: int) -> str:
         return cause_of_death(code)

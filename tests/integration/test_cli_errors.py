@@ -8,6 +8,7 @@ import pytest
 from parl_cli.cli import COMMANDS
 from tests.helpers.cli import environment, parl
 
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [

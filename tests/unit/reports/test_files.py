@@ -44,6 +44,20 @@ def written(**changes):
     return write(report, "parl report runs")
 
 
+def test_tasks_of_alike_names_have_pictures_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for env in ("a b", "a/b", "a_b", "a_b-scores"):
+        write_seeds(tmp_path / "runs", [1, 2], "ppo", env=env)
+    folder = written(formats=["md", "svg", "html"])
+    pictures = {file.name for file in folder.glob("*.svg")}
+    assert len(pictures) == 12
+    assert {name for name in pictures if name.startswith("a_b-scores-")} > {"a_b-scores-scores.svg"}
+    linked = re.findall(r"!\[.*?\]\((.*?)\)", (folder / "report.md").read_text())
+    assert sorted(linked) == sorted(pictures)
+    ids = re.findall(r'\bid="(.*?)"', (folder / "report.html").read_text())
+    assert len(ids) == len(set(ids))
+
+
 class Page(HTMLParser):
     """A page's elements; fails where a tag is not closed, or closes another."""
 

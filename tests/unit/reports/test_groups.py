@@ -106,6 +106,20 @@ def test_of_runs_with_the_same_seed_the_newest_counts(tmp_path, make):
     assert len(group(runs, BY, ["seed"])[0][0].contenders[0].runs) == 3
 
 
+def test_runs_that_are_allowed_to_differ_all_count(make):
+    runs = make(
+        *(config(seed=seed, num_envs=number) for seed in (1, 2) for number in (4, 8)), config(seed=2, num_envs=8)
+    )
+    tasks, notes = group(runs, BY, ["num_envs"])
+    assert [(run.config["seed"], run.config["num_envs"]) for run in tasks[0].contenders[0].runs] == [
+        (1, 4),
+        (1, 8),
+        (2, 4),
+        (2, 8),
+    ]
+    assert len(notes) == 1
+
+
 @pytest.mark.parametrize("status", ["running", "interrupted", "failed"])
 def test_unfinished_runs_are_left_out_unless_allowed(status, tmp_path, make):
     write_run(tmp_path / "open", config(seed=3), status=status)

@@ -172,6 +172,19 @@ def test_a_sweep_that_has_no_run_yet_is_a_table_of_waiting_jobs(tmp_path):
     assert any("waiting" in line for line in draw(board))
 
 
+def test_a_job_that_failed_before_it_had_a_run_does_not_wait(tmp_path):
+    jobs = [
+        {"folder": f"{i}", "overrides": [f"seed={i}"], "state": state} for i, state in enumerate(["failed", "done"])
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+    write_run(tmp_path / "1", config(seed=1))
+    (tmp_path / "1" / "config.yaml").write_text("nonsense")  # broken from the beginning: it does not wait either
+    board = Board(tmp_path)
+    board.poll()
+    assert board.overview() == "1 failed · 1 broken"
+    assert any("seed=0" in line and "failed" in line for line in draw(board))
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"jobs": 3}', '{"jobs": [1]}', '{"jobs": [{}]}'])
 def test_a_ledger_that_cannot_be_read_is_none(text, sweep):
     (sweep / "sweep.json").write_text(text)

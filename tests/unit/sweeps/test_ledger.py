@@ -104,6 +104,18 @@ def test_a_search_s_base_config_imports_nothing_that_the_user_did_not_name(tmp_p
     assert not (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize("name", ["0/console.log", "0/metrics.jsonl", "0/checkpoints", "study.journal", "experiment"])
+def test_a_link_in_a_sweep_is_refused_unless_it_is_latest(tmp_path, name):
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    new_ledger(sweep, ["seed=1"])
+    (sweep / "latest").symlink_to("0")
+    assert read(str(sweep)).jobs
+    (sweep / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match=f"{name.split('/')[-1]} is a link"):
+        read(str(sweep))
+
+
 def test_what_is_no_json_is_refused(tmp_path):
     (tmp_path / "sweep.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"sweep\.json is not a JSON object"):

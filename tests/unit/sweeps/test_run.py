@@ -33,7 +33,7 @@ def started(monkeypatch):
     """What was started, as (number, cores); jobs called x=bad fail."""
     found = []
 
-    def local(ledger, cores):
+    def local(ledger, num_jobs, cores):
         def start(job):
             found.append((job.number, cores))
             bad = job.overrides == ["x=bad"]
@@ -44,7 +44,7 @@ def started(monkeypatch):
 
             return FakeProcess(on_end)
 
-        return Place(start)
+        return Place(start, num_jobs)
 
     monkeypatch.setattr(run_module, "local", local)
     monkeypatch.setattr(run_module, "available_cores", lambda: 8)
@@ -54,6 +54,12 @@ def started(monkeypatch):
 def test_the_cores_are_shared_by_the_jobs_that_run_at_once(tmp_path, started):
     run_sweep(new_ledger(tmp_path, ["seed=1", "seed=2"]))
     assert started == [(0, 4), (1, 4)]
+
+
+def test_no_more_jobs_run_at_once_than_memory_holds_and_they_share_all_cores(tmp_path, started, monkeypatch):
+    monkeypatch.setattr(run_module, "free_mb", lambda: 1100.0)
+    run_sweep(new_ledger(tmp_path, [f"seed={seed}" for seed in range(9)], job_memory_mb=500))
+    assert {cores for _, cores in started} == {4}
 
 
 def test_more_jobs_at_once_than_cores_have_one_each(tmp_path, started):

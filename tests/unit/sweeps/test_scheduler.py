@@ -15,8 +15,8 @@ from tests.helpers.sweeps import CONFIG, FakeProcess, Told, new_ledger, write_re
 def run(ledger, start, num_jobs=2, plan=None, **place):
     """Run it; (the signal's number, what the display was told)."""
     told = Told()
-    place = Place(start, **({"poll_s": 0.0} | place))
-    return Scheduler(ledger, place, num_jobs, told, plan).run(), told
+    place = Place(start, num_jobs, **({"poll_s": 0.0} | place))
+    return Scheduler(ledger, place, told, plan).run(), told
 
 
 def finishing(ledger, polls=1):
@@ -138,11 +138,14 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
     assert states(ledger) == ["interrupted"]
 
 
-def test_no_process_outlives_a_scheduler_that_breaks(tmp_path):
-    class Broken(Plan):
-        def ended(self, job):
-            raise ZeroDivisionError
+class Broken(Plan):
+    """Breaks when the first job has ended."""
 
+    def ended(self, job):
+        raise ZeroDivisionError
+
+
+def test_a_scheduler_that_breaks_stops_what_runs(tmp_path):
     ledger = new_ledger(tmp_path, ["seed=1", "seed=2"])
     started = []
 
@@ -152,7 +155,8 @@ def test_no_process_outlives_a_scheduler_that_breaks(tmp_path):
 
     with pytest.raises(ZeroDivisionError):
         run(ledger, start, plan=Broken())
-    assert started[1].killed
+    assert started[1].stopped
+    assert not started[1].killed  # what it has learned is saved first
 
 
 def test_jobs_wait_for_memory_but_one_always_runs(tmp_path, monkeypatch):
@@ -269,6 +273,30 @@ def test_a_plan_adds_jobs_and_stops_those_that_fall_behind(tmp_path):
     assert read(str(tmp_path)).jobs[1].reason == "behind the others"
 
 
+@pytest.mark.parametrize("status", ["", "failed"])
+def test_a_job_that_was_to_be_pruned_is_never_begun_again(tmp_path, status):
+    ledger = new_ledger(tmp_path, [], retries=3)
+    plan = Growing(ledger)
+    starts = []
+
+    def start(job):
+        starts.append(job.number)
+        (ledger.folder(job) / "metrics.jsonl").write_text('{"env_steps": 5}\n')
+
+        def on_end(stopped):  # too slow to save, or broken while it saved
+            if stopped and status:
+                write_result(ledger.folder(job), status, error="the disk is full")
+            if not stopped:
+                write_result(ledger.folder(job))
+            return int(stopped)
+
+        return FakeProcess(on_end, polls=2 if job.number == 0 else None)
+
+    run(ledger, start, plan=plan)
+    assert starts == [0, 1]
+    assert plan.ends == [(0, "done"), (1, "pruned")]
+
+
 CHILDREN = {
     "good": "import json; json.dump({'status': 'finished'}, open('result.json', 'w'))",
     "crash": "import os; os.abort()",
@@ -295,6 +323,29 @@ def test_real_processes_end_as_they_may_and_the_ledger_tells_how(tmp_path):
     assert ["SIGABRT" in ledger.jobs[1].reason, ledger.jobs[2].reason] == [True, "exited with code 3"]
     assert (tmp_path / "2" / "console.log").read_text() == "out\nerr\n"
     assert ledger.jobs[4].result["set"] == {"OMP_NUM_THREADS": "3", "PARL_CORES": "3"}
+
+
+def test_a_process_that_cannot_be_started_has_failed_and_harms_no_other(tmp_path):
+    ledger = new_ledger(tmp_path, ["good", "good"], retries=1)
+    (ledger.folder(ledger.jobs[0]) / "console.log").mkdir()  # nothing can be written there
+    run(ledger, lambda job: child(ledger, job), poll_s=0.01)
+    assert states(ledger) == ["failed", "done"]
+    assert ledger.jobs[0].reason == "could not be started: Is a directory"
+    assert ledger.jobs[0].attempts == 2
+
+
+def test_a_real_process_saves_when_its_scheduler_breaks(tmp_path):
+    ledger = new_ledger(tmp_path, ["patient", "good"])
+    running = []
+
+    def start(job):
+        running.append(child(ledger, job))
+        return running[-1]
+
+    with pytest.raises(ZeroDivisionError):
+        run(ledger, start, plan=Broken(), poll_s=0.01)
+    assert running[0]._process.wait(20) == 0
+    assert json.loads((tmp_path / "0" / "result.json").read_text()) == {"status": "interrupted"}
 
 
 def test_a_real_process_hears_its_parent_hang_up(tmp_path):

@@ -76,12 +76,12 @@ def trials(monkeypatch):
     """Run such trials; the numbers of those that started."""
     started = []
 
-    def local(ledger, cores):
+    def local(ledger, num_jobs, cores):
         def start(job):
             started.append(job.number)
             return Trial(trial(ledger, job))
 
-        return Place(start, poll_s=0.0)
+        return Place(start, num_jobs, poll_s=0.0)
 
     monkeypatch.setattr(run_module, "local", local)
     return started
@@ -131,7 +131,9 @@ def test_a_killed_search_goes_on_where_it_was(tmp_path, trials, monkeypatch, opt
     monkeypatch.undo()
     monkeypatch.setattr(search, "validate", lambda values: None)
     monkeypatch.setattr(
-        run_module, "local", lambda ledger, cores: Place(lambda job: Trial(trial(ledger, job)), poll_s=0.0)
+        run_module,
+        "local",
+        lambda ledger, num_jobs, cores: Place(lambda job: Trial(trial(ledger, job)), num_jobs, poll_s=0.0),
     )
     before = [(job.params, job.attempts) for job in read(str(tmp_path)).jobs]
     assert len(before) == 5

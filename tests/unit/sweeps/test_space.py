@@ -7,6 +7,7 @@ from parl_cli.sweeps.space import Choice, Interval, override, parse_space, with_
 BASE = {
     "seed": 1,
     "env": {"kwargs": {}},
+    "policies": {},
     "algo": {"name": "ppo", "gamma": 0.99, "num_epochs": 4, "target_kl": None, "normalize_advantage": True},
     "policy": {"hidden_sizes": [64, 64]},
 }
@@ -29,6 +30,8 @@ BASE = {
         ("algo.normalize_advantage", "true,false", Choice((True, False))),
         ("policy.hidden_sizes", "choice([8], [64, 64])", Choice(([8], [64, 64]))),
         ("env.kwargs.anything", "choice('a b', c)", Choice(("a b", "c"))),
+        ("policies.1.algo.gamma", "tag(log, interval(1e-4, 1e-2))", Interval(1e-4, 1e-2, log=True)),
+        ("policies.1.algo.num_epochs", "interval(1, 4)", Interval(1, 4, whole=True)),
     ],
 )
 def test_what_is_typed_is_a_dimension(key, text, dimension):
@@ -48,6 +51,9 @@ def test_what_is_typed_is_a_dimension(key, text, dimension):
         ("algo.gama", "interval(0,1)", "unknown key algo.gama; did you mean algo.gamma?"),
         ("algo", "choice(ppo,a2c)", "algo is a group of keys"),
         ("plugins", "choice(a,b)", "unknown key plugins"),
+        ("where.algo.gamma", "choice(1,2)", "unknown key where.algo.gamma"),
+        ("policies.1.algo.gama", "choice(1,2)", "unknown key algo.gama; did you mean algo.gamma?"),
+        ("algo.gamma.x", "choice(1,2)", "algo.gamma.x: algo.gamma=0.99 is no group of keys"),
         ("algo.gamma", "interval(1,1)", "an empty range, 1.0 is not below 1.0"),
         ("algo.gamma", "interval(1,0)", "an empty range"),
         ("algo.gamma", "tag(log,interval(0,1))", "begins above 0"),
@@ -83,6 +89,8 @@ def test_one_value_is_changed_in_a_copy():
     assert changed["algo"]["gamma"] == 0.5
     assert BASE["algo"]["gamma"] == 0.99
     assert with_value(BASE, "env.kwargs.new", 1)["env"]["kwargs"] == {"new": 1}
+    assert with_value(BASE, "policies.1.algo.gamma", 0.5)["policies"] == {"1": {"algo": {"gamma": 0.5}}}
+    assert BASE["policies"] == {}
 
 
 def test_values_are_shown_as_they_are_typed():
