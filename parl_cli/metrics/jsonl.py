@@ -115,10 +115,14 @@ def encode_row(row: Metrics) -> bytes:
     return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
-def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Metrics]:
+def read_jsonl(path: str | os.PathLike[str], end: int | None = None) -> Iterator[Metrics]:
     """The rows of a metrics.jsonl, also while it is being written or after its run was killed.
 
     `null` is read as NaN. A torn last line (no newline, or not JSON) is left out.
+
+    Args:
+        path: the file; opened for the first row, and read as far as rows are asked for.
+        end: bytes from its beginning, to a line's end, behind which nothing is read; None: the whole file.
 
     Raises:
         ParlError: a damaged line that is not the last one; names the line.
@@ -126,7 +130,11 @@ def read_jsonl(path: str | os.PathLike[str]) -> Iterator[Metrics]:
     """
     with open(path, "rb") as file:
         damaged: int | None = None
+        left = math.inf if end is None else end
         for number, line in enumerate(file, start=1):
+            if left <= 0:
+                return
+            left -= len(line)
             if damaged is not None:
                 raise ParlError(f"{os.fspath(path)}: line {damaged} is not a JSON object of numbers; remove it")
             row = decode_row(line)

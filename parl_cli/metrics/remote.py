@@ -5,8 +5,9 @@ except for a while at its end. Whatever fails is raised by the next `write`, and
 
 A service cannot forget rows, and steps that go back confuse it. metrics.jsonl is cut back to the checkpoint on
 resume, and the steps after it are trained again; the service keeps what it had of them. So a resumed run goes on
-under the same id, tells first what the service missed, and then nothing before the last row that was delivered. A
-note in the run folder holds the id and that step, and is written after each batch. After `kill -9` the note and the
+under the same id, tells first what the service missed, and then nothing up to the last row that was delivered. A
+note in the run folder holds the id and the place of that row: its env steps, and its number among the rows of that
+step (an update and its evaluation share one). It is written after each batch. After `kill -9` the note and the
 service may differ by the batch that was under way: MLflow may get it twice, and W&B, whose own process ends with the
 run's, may lack it.
 """
@@ -19,8 +20,9 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 BATCH_EVERY_S = 5.0
 PATIENCE_S = 60.0  # for the last rows, at the end of the run
 MAX_WAITING = 20_000  # rows, about 50 MB
+HISTORY_BATCH = 1000  # rows; a history may be longer than memory
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ class RemoteSink:
         self.folder = folder
         self.name = name
         self._note = folder / f"{name}.json"
+        # places in the run: env steps, and which row of that step; they compare as rows follow each other
         self._run_id, self._delivered = self._read_note()
-        self._known = self._delivered  # rows up to here were delivered before this process began
+        self._place = (-1.0, 0)
+        self._history: Iterable[Metrics] = ()
         self._waiting: queue.SimpleQueue[Written] = queue.SimpleQueue()
         self._hurry = threading.Event()
         self._closing = False
@@ -88,20 +93,18 @@ class RemoteSink:
             ParlError: it takes rows more slowly than they come.
         """
         self._raise_failure()
-        if row["env_steps"] <= self._known:
-            return
         if self._waiting.qsize() >= MAX_WAITING:
             raise ParlError(f"{MAX_WAITING:,} rows wait for it")
         self._waiting.put(Written(dict(row), time.time()))
-        if self._thread is None:
-            # a daemon: a service that hangs must not keep the process
-            self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
-            self._thread.start()
+        self._start()
 
     def resume(self, history: Iterable[Metrics]) -> None:
-        """Go on with the run's id; the rows of `history` that were never delivered come first."""
-        for row in history:
-            self.write(row)
+        """Go on with the run's id; the rows of `history` that were never delivered come first.
+
+        The thread reads them, a batch at a time, while the run goes on.
+        """
+        self._history = history
+        self._start()
 
     def flush(self) -> None:
         """Send what waits, soon."""
@@ -120,8 +123,14 @@ class RemoteSink:
         if thread is not None:
             thread.join(PATIENCE_S)
             if thread.is_alive():
-                raise ParlError(f"it did not answer within {PATIENCE_S:.0f} s at the end of the run")
+                raise ParlError(f"it did not take the last rows within {PATIENCE_S:.0f} s at the end of the run")
         self._raise_failure()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            # a daemon: a service that hangs must not keep the process
+            self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+            self._thread.start()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -129,21 +138,35 @@ class RemoteSink:
             raise failure
 
     def _work(self) -> None:
+        begun = False
         try:
-            self._run_id = self.service.begin(self._run_id)
-            self._write_note()
-            while not (self._closing and self._waiting.empty()):
-                self._hurry.wait(BATCH_EVERY_S)
-                self._hurry.clear()
-                rows = self._take()
-                if rows:
-                    self.service.send(rows)
-                    self._delivered = rows[-1].row["env_steps"]
+            for batch in self._batches():
+                rows = [written for written in batch if self._is_new(written.row)]
+                if not rows:
+                    continue
+                if not begun:
+                    self._run_id = self.service.begin(self._run_id)
                     self._write_note()
-            self.service.end(self._status())
+                    begun = True
+                self.service.send(rows)
+                self._delivered = self._place
+                self._write_note()
+            if begun:
+                self.service.end(self._status())
         # Any exception at all: other people's code, in a thread where nobody would see it.
         except Exception as error:
             self._failure = error
+
+    def _batches(self) -> Iterator[list[Written]]:
+        """Every row of the run in order: the history, then what is written, until the run ends."""
+        history = (Written(row, time.time()) for row in self._history)
+        self._history = ()
+        while batch := list(islice(history, HISTORY_BATCH)):
+            yield batch
+        while not (self._closing and self._waiting.empty()):
+            yield self._take()
+            self._hurry.wait(BATCH_EVERY_S)
+            self._hurry.clear()
 
     def _take(self) -> list[Written]:
         rows = []
@@ -151,16 +174,24 @@ class RemoteSink:
             rows.append(self._waiting.get())
         return rows
 
-    def _read_note(self) -> tuple[str | None, float]:
+    def _is_new(self, row: Metrics) -> bool:
+        """Whether the row, the next of the run, lies behind the last that was delivered."""
+        before, number = self._place
+        steps = row["env_steps"]
+        self._place = steps, number + 1 if steps == before else 1
+        return self._place > self._delivered
+
+    def _read_note(self) -> tuple[str | None, tuple[float, int]]:
         try:
             note = json.loads(self._note.read_text())
-            return str(note["id"]), float(note["env_steps"])
+            return str(note["id"]), (float(note["env_steps"]), int(note["rows"]))
         except (OSError, ValueError, LookupError, TypeError):
-            return None, -1.0
+            return None, (-1.0, 0)
 
     def _write_note(self) -> None:
+        env_steps, rows = self._delivered
         temporary = self._note.with_name(f".{self._note.name}.tmp")
-        temporary.write_text(json.dumps({"id": self._run_id, "env_steps": self._delivered}) + "\n")
+        temporary.write_text(json.dumps({"id": self._run_id, "env_steps": env_steps, "rows": rows}) + "\n")
         os.replace(temporary, self._note)
 
     def _status(self) -> str:

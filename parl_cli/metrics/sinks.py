@@ -31,7 +31,10 @@ class Sink(Protocol):
         ...
 
     def resume(self, history: Iterable[Metrics]) -> None:
-        """Go on after `history`: all rows that the run keeps. Called at most once, before the first `write`."""
+        """Go on after `history`: all rows that the run keeps. Called at most once, before the first `write`.
+
+        It may be read later and in another thread: it holds the same rows while the run goes on.
+        """
         ...
 
     def flush(self) -> None:
@@ -148,9 +151,10 @@ class SinkGroup:
         Raises:
             CheckpointError: metrics.jsonl does not reach as far as the checkpoint says.
         """
-        self.truth.truncate(state.get("offset"))
+        offset = state.get("offset")
+        self.truth.truncate(offset)
         for sink in list(self.copies):
-            self._try(sink, "resume", read_jsonl(self.truth.path))
+            self._try(sink, "resume", read_jsonl(self.truth.path, end=offset))
 
     def _each(self, method: str, *args: Any) -> None:
         for sink in list(self.copies):

@@ -1,8 +1,9 @@
 """Weights & Biases (the extra `wandb`): the run's rows over env steps, online or offline.
 
 W&B's own step is the env step: it rises only, so the rows of one step (an update and its evaluation) become one, and
-what it knows already is not told again (`remote`). Offline runs lie in the run folder, a folder for each time that the
-run was resumed, all with the same id: `wandb sync --append <run>/wandb/offline-run-*` makes one run of them.
+what it knows already is not told again (`remote`). A resumed W&B run begins one behind its last step, so it
+drops an evaluation that is told apart from its update. Offline runs lie in the run folder, a folder for each time
+that the run was resumed, all with the same id: `wandb sync --append <run>/wandb/offline-run-*` makes one run of them.
 """
 
 from __future__ import annotations

@@ -58,6 +58,20 @@ def test_damage_inside_the_file_is_an_error_naming_the_line(path):
         list(read_jsonl(path))
 
 
+def test_reading_ends_where_it_is_told_also_if_the_file_grows_meanwhile(path):
+    sink = JsonlSink(path)
+    for step in (1, 2, 3):
+        sink.write({"env_steps": step})
+        end = sink.offset()
+    rows = read_jsonl(path, end=end)
+    seen = [next(rows)["env_steps"]]
+    sink.write({"env_steps": 4})
+    seen += [row["env_steps"] for row in rows]
+    assert seen == [1, 2, 3]
+    assert list(read_jsonl(path, end=0)) == []
+    sink.close()
+
+
 def test_truncate_removes_later_rows_and_a_torn_line_and_goes_on(path):
     sink = write_rows(path, [1, 2])
     offset = sink.offset()

@@ -59,7 +59,7 @@ def test_rows_reach_the_service_in_order_from_a_thread_of_their_own(tmp_path):
     sink.close()
     assert service.steps == list(range(1, 100))
     assert service.threads == {"test"}
-    assert note(tmp_path) == {"id": "new", "env_steps": 99}
+    assert note(tmp_path) == {"id": "new", "env_steps": 99, "rows": 1}
 
 
 def test_nothing_is_begun_without_a_row(tmp_path):
@@ -114,7 +114,7 @@ def test_a_resumed_run_goes_on_under_its_id_and_tells_no_step_twice_nor_backward
 
 
 def test_what_the_service_missed_is_told_on_resume(tmp_path):
-    (tmp_path / "test.json").write_text(json.dumps({"id": "old", "env_steps": 2}))
+    (tmp_path / "test.json").write_text(json.dumps({"id": "old", "env_steps": 2, "rows": 1}))
     service = Service()
     sink = RemoteSink(service, tmp_path, "test")
     sink.resume(row(steps) for steps in (1, 2, 3, 4))
@@ -132,7 +132,88 @@ def test_a_service_that_is_new_to_a_resumed_run_gets_all_of_it(tmp_path):
     assert service.steps == [1, 2]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"id": "x"}', '{"id": "x", "env_steps": "y"}'])
+def test_a_history_longer_than_what_may_wait_is_told_in_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "MAX_WAITING", 10)
+    monkeypatch.setattr(remote, "HISTORY_BATCH", 7)
+    read, held = [], []
+
+    def history():
+        for steps in range(1, 101):
+            read.append(steps)
+            yield row(steps)
+
+    class Counting(Service):
+        def send(self, rows):
+            held.append(len(read) - len(self.steps))
+            super().send(rows)
+
+    service = Counting()
+    sink = RemoteSink(service, tmp_path, "test")
+    sink.resume(history())
+    sink.write(row(101))
+    sink.close()
+    assert service.steps == list(range(1, 102))
+    assert max(held) <= 8, "rows in memory"
+    assert note(tmp_path)["env_steps"] == 101
+
+
+def test_a_history_is_read_while_the_run_goes_on(tmp_path, monkeypatch):
+    """What the run appends meanwhile is told once, and is no part of the history."""
+    truth = JsonlSink(tmp_path / "metrics.jsonl")
+    for steps in range(1, 6):
+        truth.write(row(steps))
+    offset = truth.offset()
+    truth.write(row(6))  # after the checkpoint
+    gate = threading.Event()
+    service = Service()
+    service.begin = lambda run_id: gate.wait(30) and "new"
+    monkeypatch.setattr(remote, "HISTORY_BATCH", 2)
+    group = SinkGroup(truth, [RemoteSink(service, tmp_path, "test")])
+    group.load_state_dict({"offset": offset})
+    for steps in (6, 7, 8):
+        group.write(row(steps))
+    gate.set()
+    group.close()
+    assert service.steps == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_history_that_cannot_be_read_is_raised_by_the_next_write(tmp_path):
+    def damaged():
+        yield row(1)
+        raise ParlError("line 2 is not a JSON object")
+
+    sink = RemoteSink(Service(), tmp_path, "test")
+    sink.resume(damaged())
+    with pytest.raises(ParlError, match="line 2"):
+        sink.close()
+
+
+@pytest.mark.parametrize("delivered", range(5))
+def test_the_rows_of_one_step_are_told_once_each(delivered, tmp_path):
+    """An update and its evaluation share a step; the service may have had the first of them only."""
+
+    def told(step, name):
+        return {"env_steps": float(step), name: 1.0}
+
+    rows = [told(1, "update"), told(1, "eval"), told(2, "update"), told(2, "eval"), told(3, "update")]
+    first = RemoteSink(Service(), tmp_path, "test")
+    for each in rows[:delivered]:
+        first.write(each)
+    first.close()
+    names = []
+    service = Service()
+    service.send = lambda rows: names.extend((w.row["env_steps"], *set(w.row) - {"env_steps"}) for w in rows)
+    second = RemoteSink(service, tmp_path, "test")
+    second.resume(rows[:2])  # the checkpoint was at 1
+    for each in rows[2:]:
+        second.write(each)
+    second.close()
+    assert names == [(1, "update"), (1, "eval"), (2, "update"), (2, "eval"), (3, "update")][delivered:]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"id": "x"}', '{"id": "x", "env_steps": 9}', '{"id": "x", "env_steps": "y", "rows": 1}']
+)
 def test_a_note_that_cannot_be_read_begins_a_new_run(text, tmp_path):
     (tmp_path / "test.json").write_text(text)
     service = Service()
@@ -183,7 +264,7 @@ def test_a_service_that_hangs_holds_neither_the_run_nor_its_end(tmp_path, monkey
     sink = RemoteSink(Service(gate=gate), tmp_path, "test")
     for steps in range(1, 1000):
         sink.write(row(steps))
-    with pytest.raises(ParlError, match="did not answer within 0 s"):
+    with pytest.raises(ParlError, match="did not take the last rows within 0 s"):
         sink.close()
     sink.close()
     gate.set()
