@@ -94,14 +94,25 @@ class _MlflowRun:
         from mlflow.entities import Param
 
         name = self.options.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "parl"
-        experiment = self._client.get_experiment_by_name(name)
-        experiment_id = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
         tags = {"parl.folder": str(self.run.folder)} | ({"parl.sweep": self.run.sweep} if self.run.sweep else {})
-        run = self._client.create_run(experiment_id, run_name=self.run.name, tags=tags | self.options.tags)
+        run = self._client.create_run(self._experiment(name), run_name=self.run.name, tags=tags | self.options.tags)
         params = [Param(key, str(value)[:_MAX_TEXT]) for key, value in flat(self.run.config).items()]
         for part in _parts(params, _MAX_PARAMS):
             self._client.log_batch(run.info.run_id, params=part)
         return str(run.info.run_id)
+
+    def _experiment(self, name: str) -> str:
+        """The id of the experiment of this name, which is made if there is none."""
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(self._client.create_experiment(name))
+            except Exception:
+                # another job of the sweep may have made it in between
+                experiment = self._client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+        return str(experiment.experiment_id)
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -76,6 +76,8 @@ def fake_mlflow(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
             return types.SimpleNamespace(experiment_id=experiments[name]) if name in experiments else None
 
         def create_experiment(self, name: str) -> str:
+            if name in experiments:
+                raise RuntimeError(f"RESOURCE_ALREADY_EXISTS: {name}")
             return experiments.setdefault(name, f"experiment {name}")
 
         def create_run(self, experiment_id: str, **options: Any) -> Any:

@@ -90,6 +90,33 @@ def test_the_experiment_is_the_one_that_is_named(mlflow, tmp_path, monkeypatch):
     ]
 
 
+def test_jobs_that_make_the_experiment_at_once_share_it(mlflow, tmp_path, monkeypatch):
+    client = sys.modules["mlflow"].MlflowClient
+    create = client.create_experiment
+
+    def too_late(self, name):
+        create(self, name)  # another job, after this one asked
+        return create(self, name)
+
+    monkeypatch.setattr(client, "create_experiment", too_late)
+    sink = make(tmp_path)
+    sink.write({"env_steps": 1.0, "a": 1.0})
+    sink.close()
+    assert [begun["experiment_id"] for begun in mlflow.begun] == ["experiment parl"]
+    assert mlflow.steps() == [1]
+
+
+def test_an_experiment_that_cannot_be_made_says_why(mlflow, tmp_path, monkeypatch):
+    def refuse(self, name):
+        raise PermissionError("read only")
+
+    monkeypatch.setattr(sys.modules["mlflow"].MlflowClient, "create_experiment", refuse)
+    sink = make(tmp_path)
+    sink.write({"env_steps": 1.0, "a": 1.0})
+    with pytest.raises(PermissionError, match="read only"):
+        sink.close()
+
+
 def test_without_the_package_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(ConfigError, match=r'pip install "parl-cli\[mlflow\]"'):
