@@ -67,6 +67,7 @@ class Experiment:
         spec: the env's spaces.
         policy: the network; learner.algo: the algorithm. Of several policies a list of them, and learner.learners.
         policies: each network by policy id.
+        stopped_by: the signal that ended training, the last time; None if something else did.
     """
 
     def __init__(self, config: TrainConfig, run: RunDir | None = None, hooks: Sequence[Hook] = ()) -> None:
@@ -85,6 +86,7 @@ class Experiment:
         except BaseException:
             self.sinks.close()
             raise
+        self.stopped_by: signal.Signals | None = None
         self._budget = 0  # env steps that were asked for
         self._eval_vectorizers: dict[tuple[int, int], Any] = {}  # by role and number of envs
         self._display: Callable[[Metrics], None] = _show_nothing
@@ -273,9 +275,8 @@ class Experiment:
         reason = self.train_until(self._budget)
         if reason != "budget":
             self._budget = self.env_steps
-        if reason.startswith("interrupted"):
-            number = signal.Signals[reason.removeprefix("interrupted: ")]
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        if self.stopped_by is not None:
+            raise KeyboardInterrupt if self.stopped_by == signal.SIGINT else SystemExit(128 + self.stopped_by)
         return reason
 
     def train_until(self, total_steps: int, display: Callable[[Metrics], None] | None = None) -> str:
@@ -286,14 +287,15 @@ class Experiment:
             display: shows each metrics row to a person.
 
         Returns:
-            As `train`; Ctrl-C and SIGTERM end it after the update and are a reason, `interrupted: SIGINT`.
+            As `train`; Ctrl-C and SIGTERM end it after the update and are a reason, `interrupted: SIGINT`, and
+            `stopped_by`.
         """
         self._display = display or _show_nothing
         own: list[Any] = [hook for hook in (self.metrics, self.eval, self.checkpoints) if hook is not None]
         for hook in own:
             hook.begin(self.env_steps)
         with self._failures_recorded(), StopSignal() as stop:
-            reason = train(self.learner, self.pool, [*own, *self.hooks, stop], total_steps)
+            reason, self.stopped_by = train(self.learner, self.pool, [*own, *self.hooks, stop], total_steps)
             if self.checkpoints is not None:
                 self.checkpoints.write(self.learner)
         self.metrics.end()
@@ -448,7 +450,7 @@ class Experiment:
         if self.run is None:
             return
         self.run.set_status(
-            "interrupted" if reason.startswith("interrupted") else "finished",
+            "finished" if self.stopped_by is None else "interrupted",
             reason=reason,
             env_steps=self.env_steps,
             wall_s=self.metrics.time_s,

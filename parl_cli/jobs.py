@@ -7,7 +7,6 @@ import itertools
 import json
 import shlex
 import shutil
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -235,17 +234,16 @@ def _run(experiment: Experiment) -> float | None:
     progress = make_progress(updates * rollout_steps, config.name, live=config.logger.live, history=history)
     with progress:
         reason = experiment.train_until(config.total_steps, progress.update)
-    interrupted = reason.startswith("interrupted")
     place = console.short_path(run.path)
     with_plugins = f" 'plugins=[{','.join(config.plugins)}]'" if config.plugins else ""
     commands = {"evaluate": f"parl eval checkpoint={place}{with_plugins}"}
-    if interrupted:
+    if experiment.stopped_by is not None:
         commands["go on"] = f"parl resume run={place}{with_plugins}"
     title = {"budget": "finished"}.get(reason, reason)
     console.print_result(progress.tracker.summary() | {"run folder": place}, title=title, commands=commands)
-    if interrupted:
+    if experiment.stopped_by is not None:
         # whoever waits for this process must know: 130 for Ctrl-C, 143 for SIGTERM; the rest of a sweep is not run
-        raise SystemExit(128 + signal.Signals[reason.removeprefix("interrupted: ")])
+        raise SystemExit(128 + experiment.stopped_by)
     return experiment.metrics.window.metrics().get("episode/return_mean")
 
 

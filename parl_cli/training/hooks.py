@@ -239,7 +239,7 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.received: signal.Signals | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -256,9 +256,9 @@ class StopSignal:
     def after_update(self, learner: Learner, metrics: Metrics) -> None:
         """Stop, if a signal came."""
         if self.received is not None:
-            raise StopTraining(f"interrupted: {self.received}")
+            raise StopTraining(f"interrupted: {self.received.name}", self.received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.received = signal.Signals(number)

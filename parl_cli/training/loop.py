@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from signal import Signals
+from typing import NamedTuple
 
 from parl_cli.training.learner import Learner
 from parl_cli.types import ActorPool, Hook
 
 
 class StopTraining(Exception):  # noqa: N818  # like StopIteration: not an error
-    """Raised by a hook to end training after the update it looked at; the message says why."""
+    """Raised by a hook to end training after the update it looked at.
+
+    Args:
+        reason: says why.
+        signal: the one that asked for it; None where no signal did.
+    """
+
+    def __init__(self, reason: str, signal: Signals | None = None) -> None:
+        super().__init__(reason)
+        self.signal = signal
+
+
+class Ended(NamedTuple):
+    """Why training ended: `budget`, or what the hook that stopped it said; and the signal, where one asked for it."""
+
+    reason: str
+    signal: Signals | None = None
 
 
 def train(
     learner: Learner, pool: ActorPool, hooks: Sequence[Hook], total_steps: int, rollouts_per_update: int = 1
-) -> str:
+) -> Ended:
     """Act, learn, publish, until the budget is used; it is rounded up to whole updates.
 
     Args:
@@ -25,7 +43,7 @@ def train(
         rollouts_per_update: rollouts that one update learns from.
 
     Returns:
-        Why it ended: `budget`, or what the hook that stopped it said.
+        Why it ended.
     """
     pool.publish(learner.snapshot())
     try:
@@ -35,5 +53,5 @@ def train(
             for hook in hooks:
                 hook.after_update(learner, metrics)
     except StopTraining as stop:
-        return str(stop)
-    return "budget"
+        return Ended(str(stop), stop.signal)
+    return Ended("budget")

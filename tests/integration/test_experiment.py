@@ -16,6 +16,7 @@ from parl_cli.errors import CheckpointError, ConfigError, EnvError, ParlError
 from parl_cli.metrics.jsonl import read_jsonl
 from parl_cli.training import checkpoint
 from parl_cli.training.loop import StopTraining
+from parl_cli.training.run_dir import RunDir
 from tests.helpers.cli import environment
 from tests.helpers.runs import CLI_TINY, ROLLOUT, edit_json, policy_hash, reseal, steady_rows, tree
 from tests.helpers.stubs import weights_hash
@@ -49,14 +50,15 @@ def whole_state(experiment):
 class Recorder:
     """A hook that remembers what it saw."""
 
-    def __init__(self, stop_at=None):
+    def __init__(self, stop_at=None, reason="enough"):
         self.seen = []
         self.stop_at = stop_at
+        self.reason = reason
 
     def after_update(self, learner, metrics):
         self.seen.append((learner.env_steps, metrics["loss/value"]))
         if learner.updates == self.stop_at:
-            raise StopTraining("enough")
+            raise StopTraining(self.reason)
 
 
 class Broken:
@@ -123,6 +125,16 @@ def test_hooks_see_every_update_and_may_stop_one_call():
         assert experiment.env_steps == 5 * ROLLOUT
 
 
+def test_a_hook_that_says_interrupted_is_no_signal(workplace):
+    reason = "interrupted by the hook"
+    with compose(run_dir="run", hooks=[Recorder(2, reason), Recorder(3, f"{reason}: SIGINT")]) as experiment:
+        assert experiment.train() == reason
+        assert RunDir(workplace / "run").info()["status"] == "finished"
+        assert experiment.train() == f"{reason}: SIGINT"
+        assert RunDir(workplace / "run").info()["reason"] == f"{reason}: SIGINT"
+        assert experiment.stopped_by is None
+
+
 def test_ctrl_c_ends_training_after_the_update_and_it_can_go_on():
     class CtrlC(Recorder):
         def after_update(self, learner, metrics):
@@ -134,7 +146,9 @@ def test_ctrl_c_ends_training_after_the_update_and_it_can_go_on():
         with pytest.raises(KeyboardInterrupt):
             experiment.train()
         assert experiment.env_steps == 2 * ROLLOUT
+        assert experiment.stopped_by is signal.SIGINT
         experiment.train()
+        assert experiment.stopped_by is None
         with compose() as whole:
             whole.train()
             assert whole_state(experiment) == whole_state(whole)

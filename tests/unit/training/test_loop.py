@@ -49,13 +49,13 @@ def run(total_steps, **options):
 
 
 def test_weights_are_published_before_the_first_rollout_and_after_every_update():
-    reason, log = run(2 * STEPS)
+    ended, log = run(2 * STEPS)
     update = [("get", 1), ("step", 1)]
     assert log.calls == [
         *(("publish", 0), *update, ("publish", 1), ("hook", 1.0)),
         *(*update, ("publish", 2), ("hook", 2.0)),
     ]
-    assert reason == "budget"
+    assert ended == ("budget", None)
 
 
 @pytest.mark.parametrize(("total", "done"), [(1, 10), (10, 10), (11, 20), (29, 30)])
@@ -70,15 +70,15 @@ def test_an_update_may_take_several_rollouts():
 
 
 def test_a_hook_ends_training_after_its_update_and_says_why():
-    reason, log = run(1000, stop_at=3)
-    assert (reason, log.updates) == ("enough", 3)
+    ended, log = run(1000, stop_at=3)
+    assert (ended, log.updates) == (("enough", None), 3)
     assert log.calls[-2:] == [("publish", 3), ("hook", 3.0)]
 
 
 def test_a_budget_that_is_used_already_trains_nothing():
     log = Log()
     log.env_steps = 50
-    assert train(log, log, [log], 50) == "budget"
+    assert train(log, log, [log], 50).reason == "budget"
     assert log.calls == [("publish", 0)]
 
 
@@ -93,5 +93,5 @@ def test_hooks_look_in_the_order_given_and_a_stop_hides_the_rest():
 
         return SimpleNamespace(after_update=after_update)
 
-    assert train(log, log, [hook("first"), hook("second", stop=True), hook("third")], 100) == "second"
+    assert train(log, log, [hook("first"), hook("second", stop=True), hook("third")], 100).reason == "second"
     assert order == ["first", "second"]
