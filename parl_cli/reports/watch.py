@@ -45,6 +45,7 @@ class Watched:
         tracker: what its rows tell.
         new: the rows that came with the last `poll`.
         is_anew: the last `poll` began with a new tracker, as after a resume, which cuts the file.
+        has_failed: the sweep that it is a job of has given it up.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -53,13 +54,15 @@ class Watched:
         self.tracker = Tracker(budget(self.run))
         self.new: list[Metrics] = []
         self.is_anew = True
+        self.has_failed = False
         self._tail = Tail(self.run.metrics_file)
         self._stamp = self._changed_at()
 
     @property
     def status(self) -> str:
-        """As `reports.status.status`."""
-        return status(self.run)
+        """As `reports.status.status`; a job that was killed cannot say so, but its sweep's ledger does."""
+        said = status(self.run)
+        return "failed" if self.has_failed and said in ("running", "silent") else said
 
     def poll(self) -> None:
         """Read what is new.
@@ -127,6 +130,8 @@ class Board:
                 self.broken.append(str(error))
         jobs = _jobs(self.folder)
         self._jobs = {path: words for path, (words, _) in jobs.items()}
+        for path, one in self.watched.items():
+            one.has_failed = path in jobs and jobs[path][1] == "failed"
         without = {path: state for path, (_, state) in jobs.items() if path not in folders}
         self.failed = [path for path, state in without.items() if state == "failed"]
         self.waiting = [path for path in without if path not in self.failed]

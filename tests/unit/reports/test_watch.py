@@ -172,6 +172,16 @@ def test_a_sweep_that_has_no_run_yet_is_a_table_of_waiting_jobs(tmp_path):
     assert any("waiting" in line for line in draw(board))
 
 
+def test_a_job_that_was_killed_has_failed_once_its_sweep_says_so(tmp_path):
+    write_run(tmp_path / "0", config(seed=1), status="running")
+    board = Board(tmp_path)
+    for state, shown in (("running", "1 running"), ("failed", "1 failed"), ("done", "1 running")):
+        jobs = [{"folder": "0", "overrides": ["seed=1"], "state": state}]
+        (tmp_path / "sweep.json").write_text(json.dumps({"jobs": jobs}))
+        board.poll()
+        assert board.overview().startswith(shown)
+
+
 def test_a_job_that_failed_before_it_had_a_run_does_not_wait(tmp_path):
     jobs = [
         {"folder": f"{i}", "overrides": [f"seed={i}"], "state": state} for i, state in enumerate(["failed", "done"])
