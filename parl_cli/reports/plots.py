@@ -7,6 +7,7 @@ replaces them by its own variables, so that a curve is as legible on a dark scre
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import zlib
@@ -23,6 +24,7 @@ COLOURS = ("#2a6fb0", "#d9622b", "#12876f", "#9a4fa3", "#b58900", "#5b6770", "#c
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1.5, 2)))
 
 AXIS_LABELS = {"env_steps": "env steps", "time_s": "wall time"}
+_TIME_STEPS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800)  # seconds between two marks; then hours
 KINDS = (*AXIS_LABELS, "scores")  # of pictures; each task has one of each
 
 
@@ -46,6 +48,8 @@ def figure_name(task: TaskResult, kind: str) -> str:
 
 def curve_figure(task: TaskResult, axis: str, metric: str) -> Any:
     """The contenders' curves over one axis, each with its interval, and the thresholds as thin lines."""
+    from matplotlib.ticker import MultipleLocator
+
     figure, axes = _figure(5.6, 3.7)
     for i, result in enumerate(task.results):
         curve = result.curves[axis]
@@ -60,13 +64,23 @@ def curve_figure(task: TaskResult, axis: str, metric: str) -> Any:
     axes.set_xlabel(AXIS_LABELS[axis], color=INK)
     axes.set_ylabel(metric, color=INK, parse_math=False)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(steps_text if axis == "env_steps" else lambda seconds, _: gauges.duration(seconds))
+    if axis == "env_steps":
+        axes.xaxis.set_major_formatter(steps_text)
+    else:
+        axes.xaxis.set_major_locator(MultipleLocator(time_step(axes.get_xlim()[1])))
+        axes.xaxis.set_major_formatter(lambda seconds, _: gauges.duration(seconds))
     axes.yaxis.set_major_formatter(value_text)
     if axes.lines:
         legend = axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure
+
+
+def time_step(longest_s: float) -> int:
+    """Whole seconds between two marks of an axis so long: as one counts time, and few enough to read."""
+    hours = (3600 * 2**n for n in itertools.count())
+    return next(step for step in itertools.chain(_TIME_STEPS, hours) if longest_s <= 6 * step)
 
 
 def score_figure(task: TaskResult) -> Any:

@@ -44,6 +44,14 @@ def written(**changes):
     return write(report, "parl report runs")
 
 
+@pytest.mark.parametrize(
+    ("longest", "step"),
+    [(0.0, 1), (2.5, 1), (6.1, 2), (59, 10), (400, 120), (3600, 600), (3 * 3600, 1800), (1e6, 64 * 3600)],
+)
+def test_a_time_axis_is_marked_in_whole_units(longest, step):
+    assert plots.time_step(longest) == step
+
+
 def test_tasks_of_alike_names_have_pictures_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for env in ("a b", "a/b", "a_b", "a_b-scores"):
