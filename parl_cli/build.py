@@ -47,9 +47,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     own = parts(config)
     check_parts(own, spec)
     registry.load("actors", config.actors.name).check(config)
-    check_vectorizer = getattr(registry.load("vectorizer", config.vectorizer.name), "check", None)
-    if check_vectorizer is not None:
-        check_vectorizer(own[0].config, EnvFactory(config.env))
+    _check_vectorizer(config)
     lag, actors = config.debug.policy_lag, config.actors.name
     if lag and actors != "inline":
         raise ConfigError(f"debug.policy_lag={lag}: needs actors=inline; actors={actors} lag on their own")
@@ -76,6 +74,19 @@ def check_parts(own: Sequence[Part], spec: EnvSpec) -> None:
             registry.load("algo", part.config.algo.name).check(part.config, spec)
         except ConfigError as error:
             raise part.named(error) from None
+
+
+def _check_vectorizer(config: TrainConfig) -> None:
+    """Refuse what cannot step the envs of one actor."""
+    check = getattr(registry.load("vectorizer", config.vectorizer.name), "check", None)
+    if check is None:
+        return
+    try:
+        check(config.vectorizer, _env_factories(config, envs_of_one_actor(config)))
+    except ConfigError as error:
+        if (of_one := _envs_of_one(config)) == f"num_envs={config.num_envs}":
+            raise
+        raise ConfigError(f"{error}; an actor has {of_one}") from None
 
 
 def check_fits(saved: checkpoint.Checkpoint, values: Mapping[str, Any]) -> TrainConfig:
@@ -133,8 +144,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if getattr(vectorizer, "num_workers", 0) is None:
         vectorizer = dataclasses.replace(vectorizer, num_workers=min(cores, share))
     if (getattr(vectorizer, "num_workers", None) or 0) > share:
-        by = "actors.num_actors" if hasattr(actors, "num_actors") else "num_policies"
-        of_one = f"num_envs={config.num_envs}" + (f" / {by}={num_actors}" if num_actors > 1 else "")
+        of_one = _envs_of_one(dataclasses.replace(config, actors=actors))
         raise ConfigError(f"vectorizer.num_workers={vectorizer.num_workers}: at most one per env, {of_one}")
     return dataclasses.replace(config, num_threads=num_threads, actors=actors, vectorizer=vectorizer)
 
@@ -159,6 +169,13 @@ def _actors_and_cores(config: TrainConfig) -> tuple[int, int]:
 def envs_of_one_actor(config: TrainConfig) -> range:
     """As many envs as one actor steps, which is what a vectorizer is given."""
     return range(config.num_envs // _actors_and_cores(config)[0])
+
+
+def _envs_of_one(config: TrainConfig) -> str:
+    """The same in the words of the config: `num_envs=8`, `num_envs=8 / actors.num_actors=2`."""
+    num_actors = _actors_and_cores(config)[0]
+    by = "actors.num_actors" if hasattr(config.actors, "num_actors") else "num_policies"
+    return f"num_envs={config.num_envs}" + (f" / {by}={num_actors}" if num_actors > 1 else "")
 
 
 def policy_device(config: TrainConfig) -> torch.device:

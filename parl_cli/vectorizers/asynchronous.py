@@ -44,8 +44,20 @@ class AsyncVectorizer(SubprocessVectorizer):
             batch_size: envs that `recv` waits for; it returns whole groups, so perhaps a few more.
             **options: see `SubprocessVectorizer`.
         """
-        num_envs = len(env_fns)
-        if batch_size is not None and batch_size > num_envs:
-            raise ConfigError(f"vectorizer.batch_size={batch_size}: at most num_envs={num_envs}")
-        batch_size = batch_size or max(1, num_envs // num_groups)
+        _check_batch_size(batch_size, len(env_fns))
+        batch_size = batch_size or max(1, len(env_fns) // num_groups)
         super().__init__(env_fns, num_groups=num_groups, batch_size=batch_size, **options)
+
+    @classmethod
+    def check(cls, options: Config, env_fns: Sequence[EnvFn]) -> None:
+        """Refuse options that do not fit the envs of an actor, before anything is written.
+
+        Raises:
+            ConfigError: more envs to wait for than there are.
+        """
+        _check_batch_size(options.batch_size, len(env_fns))
+
+
+def _check_batch_size(batch_size: int | None, num_envs: int) -> None:
+    if batch_size is not None and batch_size > num_envs:
+        raise ConfigError(f"vectorizer.batch_size={batch_size}: at most num_envs={num_envs}")

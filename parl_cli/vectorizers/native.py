@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
-from parl_cli.config import TrainConfig, option
+from parl_cli.config import option
 from parl_cli.errors import ConfigError, EnvError, ParlError
 from parl_cli.types import EnvStep
 from parl_cli.vectorizers.group import EpisodeSeed
@@ -105,13 +105,13 @@ class NativeVectorizer(VectorWrapper):
         self._none_ended = np.zeros((0, *(item.shape or ())), item.dtype), self._return[:0], self._length[:0]
 
     @classmethod
-    def check(cls, config: TrainConfig, env_fn: Any) -> None:
-        """Make the batch of a run once, to refuse what cannot work before anything is written.
+    def check(cls, options: Config, env_fns: Sequence[Any]) -> None:
+        """Make the batch of an actor once, to refuse what cannot work before anything is written.
 
         Raises:
             ConfigError: see the class.
         """
-        cls([env_fn] * config.num_envs, backend=config.vectorizer.backend).close()
+        cls(env_fns, backend=options.backend).close()
 
     # ---- the runner's face ----
 

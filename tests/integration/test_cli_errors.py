@@ -22,6 +22,10 @@ from tests.helpers.cli import environment, parl
         (["train", "algo.gamma=nan"], "algo.gamma=nan: must be a finite number"),
         (["train", "algo.num_minibatches=7"], "algo.num_minibatches=7"),
         (["train", "env=gym", "env.id=CartPol-v1"], "env.id=CartPol-v1"),
+        (
+            ["train", "vectorizer=async", "vectorizer.batch_size=8", "num_envs=8", "algo=appo", "actors.num_actors=2"],
+            "vectorizer.batch_size=8: at most num_envs=4; an actor has num_envs=8 / actors.num_actors=2",
+        ),
         (["train", "device=cuda:99"], "device=cuda:99"),
         (["train", "name=a[b"], "cannot read 'name=a[b'"),
         (["train", "--config-dir", "nowhere"], "--config-dir=nowhere: no such folder"),

@@ -13,6 +13,8 @@ from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.policies.actor_critic import ActorCritic
 from parl_cli.training import checkpoint
 from parl_cli.training.evaluate import evaluate
+from parl_cli.vectorizers.asynchronous import AsyncVectorizer
+from parl_cli.vectorizers.native import NativeVectorizer
 from parl_cli.vectorizers.serial import SerialVectorizer
 from parl_cli.vectorizers.thread import ThreadVectorizer
 from tests.helpers.stubs import build_all, train_config, weights_hash
@@ -115,6 +117,35 @@ def test_actors_that_were_asked_for_stay_and_share_the_cores_for_workers():
 def test_more_workers_than_an_actor_has_envs_are_refused():
     values = plain(vectorizer=threaded(3), actors=ProcessActors.Config(num_actors=2), num_envs=4)
     assert refused(values).startswith("vectorizer.num_workers=3: at most one per env, num_envs=4 / actors.num_actors=2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_one"),
+    [
+        ({"num_envs": 4}, ""),
+        (
+            {"num_envs": 8, "actors": ProcessActors.Config(num_actors=2, max_policy_lag=0)},
+            "; an actor has num_envs=8 / actors.num_actors=2",
+        ),
+        ({"num_envs": 8, "num_policies": 2}, "; an actor has num_envs=8 / num_policies=2"),
+    ],
+)
+def test_options_of_a_vectorizer_must_fit_the_envs_of_one_actor(changes, of_one):
+    for batch_size in (4, 5):
+        config = AsyncVectorizer.Config(batch_size=batch_size, num_workers=1)
+        values = plain(vectorizer=config, **changes)
+        if batch_size == 4:
+            build.validate(values)
+        else:
+            assert refused(values) == f"vectorizer.batch_size=5: at most num_envs=4{of_one}"
+
+
+def test_a_native_batch_is_tried_with_the_envs_of_one_actor(monkeypatch):
+    tried = []
+    monkeypatch.setattr(NativeVectorizer, "check", lambda options, env_fns: tried.append(len(env_fns)))
+    for changes in ({}, {"actors": ProcessActors.Config(num_actors=2, max_policy_lag=0)}, {"num_policies": 4}):
+        build.validate(plain(vectorizer=NativeVectorizer.Config(), num_envs=8, **changes))
+    assert tried == [8, 4, 2]
 
 
 @pytest.mark.parametrize(
