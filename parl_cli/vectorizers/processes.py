@@ -19,6 +19,7 @@ from typing import Any
 
 _STACK_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
 _STACK_TIMEOUT_S = 0.2
+_STARTING = threading.Lock()  # the environment is the whole process's, and several threads may start processes
 
 # read once, when a maths library is loaded; one thread per process, because the processes are the parallelism
 THREAD_VARIABLES = (
@@ -45,7 +46,7 @@ def start(context: Any, main: Callable[..., None], payload: bytes, name: str) ->
     Returns:
         The process, and this end of a pipe to it.
     """
-    with _one_thread_each(), _signals_held():
+    with _STARTING, _one_thread_each(), _signals_held():
         ours, theirs = context.Pipe()
         # not daemonic: it may start processes of its own
         process = context.Process(target=main, args=(theirs, payload), name=name, daemon=False)
