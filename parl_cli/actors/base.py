@@ -254,7 +254,7 @@ class Actor:
                 in every env instead, and so does a vectorizer that is not `replayable`.
 
         Raises:
-            EnvError: an env that did not come back to the same observation.
+            EnvError: an env that did not come back to the same observation; counted from 0, as by the vectorizer.
             ValueError: the state is not one of such an actor (it may come from a file).
         """
         arrays = {name: value.numpy() for name, value in state.items()}
@@ -299,7 +299,7 @@ class Actor:
 
     def _refuse_replay(self, env: int, what: str) -> None:
         raise EnvError(
-            f"env {self.env_ids[env]} cannot be resumed exactly: after its reset seed and the same actions {what}, so "
+            f"env {env} cannot be resumed exactly: after its reset seed and the same actions {what}, so "
             "it is not reproducible; resume with checkpoint.env=reset to begin new episodes instead"
         )
 

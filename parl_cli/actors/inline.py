@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from parl_cli.actors.base import Actor
-from parl_cli.actors.worker import as_in_run
+from parl_cli.actors.worker import envs_as_in_run
 from parl_cli.config import TrainConfig, option
-from parl_cli.errors import ParlError
 from parl_cli.metrics.timing import Stopwatch
 from parl_cli.types import Metrics, Rollout, Snapshot
 
@@ -45,9 +44,11 @@ class InlineActors:
     def make(cls, recipe: Any, policy: Any) -> InlineActors:
         """One actor for all envs, with the learner's policy, or with a copy that lags behind it."""
         envs, lag = recipe.env_ids, recipe.config.debug.policy_lag
-        if lag == 0:
-            return cls(recipe.actor(policy, envs))
-        return LaggedActors(recipe.actor(recipe.policy().to(next(policy.parameters()).device), envs), lag)
+        if lag:
+            policy = recipe.policy().to(next(policy.parameters()).device)
+        with envs_as_in_run(envs):
+            actor = recipe.actor(policy, envs)
+        return LaggedActors(actor, lag) if lag else cls(actor)
 
     @property
     def watch(self) -> Stopwatch:
@@ -60,11 +61,8 @@ class InlineActors:
 
     def get(self, n: int) -> list[Rollout]:
         """The next n rollouts, acted out now."""
-        try:
+        with envs_as_in_run(self.actor.env_ids):
             return [self.actor.collect() for _ in range(n)]
-        except ParlError as error:
-            error.args = (as_in_run(str(error), self.actor.env_ids), *error.args[1:])
-            raise
 
     def metrics(self) -> Metrics:
         """Nothing that the watch does not say."""
@@ -76,11 +74,13 @@ class InlineActors:
 
     def load_state_dict(self, state: dict[str, Any], *, replay: bool = True) -> None:
         """The inverse of `state_dict`; see `Actor.load_state_dict`."""
-        self.actor.load_state_dict(state["actor"], replay=replay)
+        with envs_as_in_run(self.actor.env_ids):
+            self.actor.load_state_dict(state["actor"], replay=replay)
 
     def close(self) -> None:
         """End the vectorizer's threads and processes."""
-        self.actor.vectorizer.close()
+        with envs_as_in_run(self.actor.env_ids):
+            self.actor.vectorizer.close()
 
 
 class LaggedActors(InlineActors):

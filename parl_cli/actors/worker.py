@@ -8,11 +8,12 @@ Imports of torch stand inside functions, behind the thread counts of the process
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import perf_counter
@@ -66,8 +67,7 @@ class Failed:
         """
         name = type(error).__name__
         if isinstance(error, ParlError) and hasattr(errors, name):
-            summary, *trace = str(error).split("\n", 1)
-            return cls(name, "\n".join([as_in_run(summary, env_ids), *trace]))
+            return cls(name, as_in_run(str(error), env_ids))
         text = "".join(traceback.format_exception(error)).rstrip()
         return cls("WorkerError", f"failed with {name}: {error}\n\n{text}")
 
@@ -76,13 +76,27 @@ _ENV_IDS = re.compile(r"\benvs? (\d+)(?: to (\d+))?")
 
 
 def as_in_run(text: str, env_ids: range) -> str:
-    """A message of a vectorizer's, which counts its envs from 0, with the envs called as in the whole run."""
+    """A message of a vectorizer's, which counts its envs from 0, with the envs called as in the whole run.
+
+    A traceback, from the second line on, stays as it is.
+    """
 
     def renamed(found: re.Match[str]) -> str:
         first, last = (env_ids.start + env_ids.step * int(number) for number in (found[1], found[2] or found[1]))
         return span(range(first, last + 1, env_ids.step))
 
-    return _ENV_IDS.sub(renamed, text)
+    summary, *trace = text.split("\n", 1)
+    return "\n".join([_ENV_IDS.sub(renamed, summary), *trace])
+
+
+@contextlib.contextmanager
+def envs_as_in_run(env_ids: range) -> Iterator[None]:
+    """What is raised inside names envs as in the whole run."""
+    try:
+        yield
+    except ParlError as error:
+        error.args = (as_in_run(str(error), env_ids), *error.args[1:])
+        raise
 
 
 class _Stopped(Exception):  # noqa: N818  # like StopIteration: not an error

@@ -1,6 +1,7 @@
 """The pools of several policies behind one pool's interface, and envs that are called as in the whole run."""
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from parl_cli.actors.base import Actor
 from parl_cli.actors.group import PoolGroup
 from parl_cli.actors.inline import InlineActors
 from parl_cli.actors.worker import as_in_run
+from parl_cli.config import DebugConfig
 from parl_cli.envs.factory import EpisodeSeeds
 from parl_cli.envs.toy import CountingEnv, FaultyEnv
 from parl_cli.errors import EnvError, ParlError
 from parl_cli.metrics.timing import Stopwatch
 from parl_cli.types import EnvSpec, Snapshot
 from parl_cli.vectorizers.calls import span
+from tests.helpers.saved import as_saved
 from tests.helpers.stubs import make_policy, make_vectorizer
 
 SPEC = EnvSpec("probe", CountingEnv().observation_space, CountingEnv().action_space)
@@ -151,9 +154,58 @@ def test_an_env_that_fails_is_called_as_in_the_whole_run():
         pool.get(1)
 
 
+ODD = range(1, 8, 2)  # of policy 1 of 2
+
+
+def odd_pool(third):
+    """A pool of envs 1, 3, 5 and 7, of which 5 is another."""
+    return InlineActors(actor_of(ODD, [CountingEnv, CountingEnv, third, CountingEnv]))
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+def test_an_env_that_cannot_be_made_is_called_as_in_the_whole_run(lag):
+    faulty = functools.partial(FaultyEnv, where="init", raise_at=0)
+    recipe = SimpleNamespace(
+        env_ids=ODD,
+        config=SimpleNamespace(debug=DebugConfig(policy_lag=lag)),
+        policy=lambda: make_policy(SPEC),
+        actor=lambda policy, envs: actor_of(envs, [CountingEnv, CountingEnv, faulty, CountingEnv]),
+    )
+    with pytest.raises(EnvError, match=r"^env 5 could not be made"):
+        InlineActors.make(recipe, make_policy(SPEC))
+
+
+@pytest.mark.parametrize("replay", [True, False])
+def test_an_env_that_fails_in_a_resume_is_called_as_in_the_whole_run(replay):
+    pool = odd_pool(CountingEnv)
+    pool.get(1)
+    faulty = odd_pool(functools.partial(FaultyEnv, where="reset", raise_at=0))
+    with pytest.raises(EnvError, match=r"^env 5 failed in reset"):
+        faulty.load_state_dict(as_saved(pool.state_dict()), replay=replay)
+
+
+def test_an_env_that_cannot_be_resumed_exactly_is_called_as_in_the_whole_run():
+    pool = odd_pool(CountingEnv)
+    pool.get(1)
+    state = as_saved(pool.state_dict())
+    state["actor"]["obs"][2] += 1
+    with pytest.raises(EnvError, match=r"^env 5 cannot be resumed exactly.*checkpoint\.env=reset"):
+        odd_pool(CountingEnv).load_state_dict(state)
+
+
+def test_an_env_that_fails_in_close_is_called_as_in_the_whole_run():
+    class StuckEnv(CountingEnv):
+        def close(self):
+            raise RuntimeError("stuck")
+
+    with pytest.raises(EnvError, match=r"^env 5 failed in close"):
+        odd_pool(StuckEnv).close()
+
+
 @pytest.mark.parametrize(
     ("text", "env_ids", "expected"),
     [
+        ("env 2 failed\n\nfrom env 2", range(10, 14), "env 12 failed\n\nfrom env 2"),
         ("env 2 failed", range(4), "env 2 failed"),
         ("env 2 failed", range(10, 14), "env 12 failed"),
         ("worker 1 (envs 2 to 3) died", range(10, 14), "worker 1 (envs 12 to 13) died"),
