@@ -91,13 +91,32 @@ class EpisodeSeeds:
 
     def __call__(self, env_id: int, episode: int) -> int:
         """The seed in [0, 2**32) with which `env_id` begins its episode number `episode`, counted from 0."""
-        # SeedSequence(run_seed, spawn_key=(role, env_id, episode)), its words put together here: half the time
-        env_id = self.first_env + env_id * self.env_stride
-        words = np.array([*self._run_words, self.role, env_id, episode], np.uint32)
-        return int(np.random.SeedSequence(words).generate_state(1)[0])
+        # SeedSequence(run_seed, spawn_key=(role, env_id, episode)).generate_state(1)[0]. Its arithmetic, written out
+        # for that one number, takes an eighth of the time, which is felt where episodes are short
+        word, env_xor, env_times, episode_xor, episode_times = self._begun
+        hashed = (self.first_env + int(env_id) * self.env_stride ^ env_xor) * env_times & _MASK
+        word = word * _MIX_LEFT - (hashed ^ hashed >> 16) * _MIX_RIGHT & _MASK
+        hashed = (int(episode) ^ episode_xor) * episode_times & _MASK
+        word = (word ^ word >> 16) * _MIX_LEFT - (hashed ^ hashed >> 16) * _MIX_RIGHT & _MASK
+        word = (word ^ word >> 16 ^ _OUTPUT_XOR) * _OUTPUT_TIMES & _MASK
+        return word ^ word >> 16
 
     @cached_property
-    def _run_words(self) -> tuple[int, ...]:
-        """The run seed as SeedSequence reads it: 32-bit words, the low one first, at least four."""
+    def _begun(self) -> tuple[int, ...]:
+        """The first word of SeedSequence's pool once run seed and role are in it, and the constants that follow."""
         count = max(4, -(-self.run_seed.bit_length() // 32))
-        return tuple(self.run_seed >> 32 * i & 0xFFFFFFFF for i in range(count))
+        words = [*(self.run_seed >> 32 * i & _MASK for i in range(count)), self.role]
+        pool = np.random.SeedSequence(np.array(words, np.uint32)).pool
+        # it hashes each word of entropy once for each of the pool's four, the first ones also into each other; its
+        # constant is multiplied every time
+        used = [4 * (len(words) + place) for place in range(2)]
+        consts = [_INITIAL * pow(_MULTIPLIER, power, _MASK + 1) & _MASK for n in used for power in (n, n + 1)]
+        return int(pool[0]), *consts
+
+
+# the constants of numpy.random.SeedSequence, whose numbers numpy promises to keep (NEP 19)
+_MASK = 0xFFFFFFFF
+_INITIAL, _MULTIPLIER = 0x43B0D7E5, 0x931E8875
+_MIX_LEFT, _MIX_RIGHT = 0xCA01F9DD, 0x4973F715
+_OUTPUT_XOR = 0x8B51F9DD
+_OUTPUT_TIMES = _OUTPUT_XOR * 0x58F38DED & _MASK

@@ -92,6 +92,8 @@ def test_a_missing_drawing_library_names_the_extra(monkeypatch):
 @pytest.mark.parametrize("run_seed", [0, 1, 2**32 - 1, 2**32, 2**63, 2**128 - 1, 2**140])
 def test_episode_seeds_are_those_of_numpys_seed_sequence(run_seed):
     rng = np.random.default_rng(0)
-    for role, env_id, episode in rng.integers(0, [3, 1000, 2**31], (20, 3)).tolist():
-        expected = np.random.SeedSequence(run_seed, spawn_key=(role, env_id, episode)).generate_state(1, np.uint32)[0]
-        assert EpisodeSeeds(run_seed, role)(env_id, episode) == expected
+    for role, first, stride, env_id, episode in rng.integers(0, [3, 99, 9, 1000, 2**32], (50, 5)):
+        key = (int(role), int(first + stride * env_id), int(episode))
+        expected = np.random.SeedSequence(run_seed, spawn_key=key).generate_state(1, np.uint32)[0]
+        seeds = EpisodeSeeds(run_seed, int(role), int(first), int(stride))
+        assert seeds(env_id, episode) == seeds(int(env_id), int(episode)) == expected  # a numpy integer overflows
