@@ -251,9 +251,9 @@ class Vectorizer(GymnasiumFace):
         blocks = self._blocks
         ended = blocks.ended[rows]
         last: tuple[np.ndarray, ...] = self._none_ended
-        over = ids[ended]
-        if len(over):
-            last = blocks.final_obs[over], blocks.episode_return[over], blocks.episode_length[over]
+        over = ids[ended.nonzero()[0]]
+        if len(over):  # `take`: an index array in brackets takes five times as long
+            last = blocks.final_obs.take(over, 0), blocks.episode_return.take(over, 0), blocks.episode_length.take(over)
         step = EnvStep(
             ids,
             blocks.obs[rows],
