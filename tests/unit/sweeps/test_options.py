@@ -12,6 +12,7 @@ from parl_cli.composition.compose import compose, plain, session
 from parl_cli.config import parse, to_plain
 from parl_cli.sweeps.options import SearchConfig, SweepConfig
 from parl_cli.sweeps.search import check_space
+from parl_cli.sweeps.space import parse_space
 
 SWEEP = conf_files.builtin_conf() / "sweep"
 SPACES = sorted(set(conf_files.options("sweep")) - {"grid", "search"})
@@ -58,6 +59,19 @@ def test_a_space_fits_the_algorithm_it_is_called_after(name):
         config = to_plain(validate(plain(compose(hydra, "train", [f"algo={name}", "env=cartpole", "num_envs=8"]))))
     space = check_space(parse(SearchConfig, values), config)
     assert set(space) == {key for key, text in values["space"].items() if text is not None}
+
+
+@pytest.mark.parametrize("name", ["ppo_rb", "tr_ppo", "tr_ppo_rb", "truly_ppo"])
+def test_a_space_holds_the_tuned_values_of_what_the_algorithm_adds_to_ppo(name):
+    own = sweep(f"sweep={name}")[0]["space"].items() - sweep("sweep=ppo")[0]["space"].items()
+    pairs = [pair for pair in conf_files.options("tuned") if pair.startswith(f"{name}/")]
+    assert pairs
+    for pair in pairs:
+        with session() as hydra:
+            config = plain(compose(hydra, "train", [f"algo={name}", f"env={pair.split('/')[1]}"]))
+        for key, dimension in parse_space(dict(own), config).items():
+            low, high = dimension.corners()
+            assert low <= config["algo"][key.removeprefix("algo.")] <= high, f"{pair}: {key}"
 
 
 def test_a_key_with_null_is_left_alone():
