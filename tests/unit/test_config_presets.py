@@ -1,6 +1,8 @@
 """YAML holds values and dataclasses hold types: these tests keep the two equal, whatever is added to conf/."""
 
 import dataclasses
+import itertools
+import re
 
 import pytest
 from omegaconf import OmegaConf
@@ -24,6 +26,7 @@ from parl_cli.config import (
     parse_train,
     to_plain,
 )
+from tests.learning.run import ROWS, read_rows
 
 CONF = conf_files.builtin_conf()
 COMPONENTS = ("vectorizer", "policy", "actors", "algo")
@@ -99,10 +102,28 @@ def test_tuned_preset_is_found_by_its_algorithm_and_env(pair):
 
 
 @pytest.mark.parametrize("pair", conf_files.options("tuned"))
-def test_tuned_preset_works_with_32_envs(pair):
+def test_rollouts_of_a_tuned_preset_divide_into_its_minibatches_with_32_envs_too(pair):
     algo, env = pair.split("/")
     config = parse_train(composed(f"algo={algo}", f"env={env}", "num_envs=32"))
     check_minibatches(config)
+
+
+@pytest.mark.parametrize("pair", sorted({row["task"] for row in read_rows(ROWS)} & {*conf_files.options("tuned")}))
+def test_tuned_preset_that_has_a_result_is_not_said_to_be_unrun(pair):
+    assert not re.search(r"not run( over seeds)? yet", header(conf_files.options("tuned")[pair]), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", conf_files.options("experiment"))
+def test_header_of_an_experiment_names_commit_and_seeds_of_its_run(name):
+    said = header(conf_files.options("experiment")[name])
+    assert re.search(r"Run at [0-9a-f]{7}\b", said)
+    assert "seed" in said
+
+
+def header(file):
+    """The comment that a config file begins with, as one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), file.read_text(encoding="utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in lines)
 
 
 def test_train_yaml_holds_the_defaults_of_its_dataclass():
