@@ -67,13 +67,24 @@ def check_parts(own: Sequence[Part], spec: EnvSpec) -> None:
     """Refuse what an algorithm cannot learn from, with the policy whose it is.
 
     Raises:
-        ConfigError: see the algorithm's `check`.
+        ConfigError: see the algorithm's `check`, and the action spaces that it `supports`.
     """
     for part in own:
         try:
-            registry.load("algo", part.config.algo.name).check(part.config, spec)
+            algo = registry.load("algo", part.config.algo.name)
+            algo.check(part.config, spec)
+            _check_actions(part.config.algo.name, getattr(algo, "supports", {}).get("actions"), spec)
         except ConfigError as error:
             raise part.named(error) from None
+
+
+def _check_actions(algo: str, supported: Sequence[str] | None, spec: EnvSpec) -> None:
+    kind = type(spec.action_space).__name__
+    if supported is not None and kind not in supported:
+        raise ConfigError(
+            f"algo={algo}: cannot learn to act in {spec.id}, whose action space is {kind}; it takes "
+            f"{', '.join(supported)}"
+        )
 
 
 def _check_vectorizer(config: TrainConfig) -> None:

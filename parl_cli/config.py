@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from parl_cli import registry
-from parl_cli.errors import ConfigError, suggest
+from parl_cli.errors import ConfigError, UnknownKeyError, suggest
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def parse(cls: type[T], values: Any, key: str = "") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise ConfigError(f"unknown key {_join(key, str(name))}; {suggest(str(name), fields)}")
+            raise UnknownKeyError(_join(key, str(name)), suggest(str(name), fields))
     parsed = {}
     for name, field in fields.items():
         if name in values:
@@ -102,6 +102,7 @@ class EnvConfig:
     id: str | None = option(None, "Gymnasium id, e.g. CartPole-v1")
     kwargs: dict[str, Any] = option({}, "keyword arguments for the environment's constructor")
     wrappers: list[Any] = option([], "wrappers, first one innermost: a name, or {name: {option: value}}")
+    own_wrappers: list[Any] = option([], "wrappers that make the env what it is, inside of env.wrappers")
     max_episode_steps: int | None = option(None, "time limit in env steps; null keeps the env's own", ge=1)
     extra: str | None = option(None, "the pip extra that brings this environment's dependencies")
 

@@ -23,6 +23,19 @@ class ConfigError(ParlError):
     exit_code = 2
 
 
+class UnknownKeyError(ConfigError):
+    """A key that there is not.
+
+    Args:
+        key: dotted.
+        hint: the way out.
+    """
+
+    def __init__(self, key: str, hint: str) -> None:
+        super().__init__(f"unknown key {key}; {hint}")
+        self.key = key
+
+
 class CheckpointError(ConfigError):
     """A checkpoint that is missing, damaged, made for something else, or not to be trusted."""
 

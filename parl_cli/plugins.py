@@ -174,10 +174,10 @@ def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The (kind, name) pairs of a config, as far as it has the right shape; parsing it tells what has not."""
     env = values.get("env")
     env = env if isinstance(env, Mapping) else {}
-    wrappers = env.get("wrappers")
     names: list[tuple[str, Any]] = [("adapter", env.get("adapter"))]
-    for item in wrappers if isinstance(wrappers, list) else ():
-        names += [("wrapper", name) for name in (item if isinstance(item, Mapping) else [item])]
+    for wrappers in (env.get("own_wrappers"), env.get("wrappers")):
+        for item in wrappers if isinstance(wrappers, list) else ():
+            names += [("wrapper", name) for name in (item if isinstance(item, Mapping) else [item])]
     for kind in ("vectorizer", "policy", "actors", "algo"):
         group = values.get(kind)
         names.append((kind, group.get("name") if isinstance(group, Mapping) else None))

@@ -67,6 +67,16 @@ _TARGETS: dict[str, dict[str, str]] = {
     },
 }
 
+# What a class of a kind must have to be used at all.
+_PARTS = {
+    "algo": ("Config", "check"),
+    "policy": ("Config",),
+    "vectorizer": ("Config",),
+    "actors": ("Config",),
+    "wrapper": ("Config",),
+    "sink": ("Config", "check", "make"),
+}
+
 _CONFIG_DIRS: list[Path] = []
 
 
@@ -132,17 +142,21 @@ def load(kind: str, name: str) -> Any:
     """Import and return the class (or function) registered under a name.
 
     Raises:
-        ConfigError: no such name, or a plug-in's target that is not there.
+        ConfigError: no such name, or a plug-in's target that does not load or lacks what its kind must have.
     """
     if name not in _TARGETS[kind]:
         raise ConfigError(f"{kind}={name}: no such {kind}; {suggest(name, _TARGETS[kind])}")
     module, _, attribute = _TARGETS[kind][name].partition(":")
+    if module.startswith("parl_cli."):
+        return getattr(importlib.import_module(module), attribute)  # a bug of ours keeps its traceback
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        if module.startswith("parl_cli."):
-            raise  # a bug of ours, which keeps its traceback
+        target = getattr(importlib.import_module(module), attribute)
+        for part in _PARTS.get(kind, ()):
+            getattr(target, part)
+    # other people's code may raise anything while it is imported
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"{kind}={name}: cannot load {_TARGETS[kind][name]}, which a plug-in registered "
-            f"({type(error).__name__}: {error}); mend the plug-in"
+            f"({type(error).__name__}: {' '.join(str(error).split())}); mend the plug-in"
         ) from error
+    return target

@@ -110,7 +110,8 @@ class PPO:
             flatten(policy), [actor, critic], learning_rate=config.learning_rate, eps=config.adam_eps
         )
         # what a plain actor-critic makes of observations is the same throughout an update; one-hot rows would be large
-        plain = type(policy).evaluate is ActorCritic.evaluate
+        methods = ("evaluate", "features", "evaluate_features")
+        plain = all(getattr(type(policy), name, None) is getattr(ActorCritic, name) for name in methods)
         self._encodes_once = plain and policy.encoder.classes is None
         self.learning_rate = config.learning_rate
         self.kl_penalty_coef = config.kl_penalty_coef

@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from parl_cli.composition.compose import compose, parse_overrides, plain
+from parl_cli.composition.compose import compose, parse_overrides, plain, presets_named
 from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError
 
@@ -84,7 +84,8 @@ def validate(job: DictConfig) -> TrainConfig:
     values = plain(job)
     from parl_cli.build import validate as validate_values  # torch, from here on
 
-    return validate_values(values)
+    with presets_named(job):
+        return validate_values(values)
 
 
 def execute(job: DictConfig, config: TrainConfig, context: HydraContext, subdir_key: str | None = None) -> JobReturn:

@@ -14,7 +14,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from parl_cli.commands._job import make_dir, validate
-from parl_cli.composition.compose import plain
+from parl_cli.composition.compose import check_preset, plain
 from parl_cli.composition.messages import translated
 from parl_cli.config import TrainConfig, parse, to_plain
 from parl_cli.errors import ConfigError
@@ -127,6 +127,7 @@ def _prepare(context: HydraContext, sweep: DictConfig, number: int, overrides: l
                 job.hydra.job.id = job.hydra.job.num = number
             HydraConfig.instance().set_config(job)
             folder = str(job.hydra.sweep.subdir)
+        check_preset(job)
         return PreparedJob(number, overrides, job, validate(job), folder)
     except ConfigError as error:
         raise ConfigError(f"{describe(number, overrides)}: {error}") from error

@@ -45,9 +45,10 @@ def main(args: list[str]) -> int:
 
 def _read(hydra: Hydra, overrides: Sequence[str]) -> tuple[TrainConfig, BenchCommand]:
     """The job and what to measure of it, both valid."""
-    from parl_cli.composition.compose import compose, plain
+    from parl_cli.composition.compose import compose, plain, presets_named
 
-    values = plain(compose(hydra, "bench", overrides))
+    job = compose(hydra, "bench", overrides)
+    values = plain(job)
     own = {f.name: values.pop(f.name) for f in dataclasses.fields(BenchCommand)}
     command = parse(BenchCommand, own)
 
@@ -55,4 +56,5 @@ def _read(hydra: Hydra, overrides: Sequence[str]) -> tuple[TrainConfig, BenchCom
     from parl_cli.build import validate
 
     chosen_names(command)
-    return validate(values), command
+    with presets_named(job):
+        return validate(values), command

@@ -113,8 +113,6 @@ def algos(config_dir: str | None) -> list[Row]:
 
 def envs(config_dir: str | None) -> list[Row]:
     """Env presets, with the spaces they have here, or what to install."""
-    from omegaconf import OmegaConf
-
     added = conf_files.added_confs(config_dir)
     found = []
     for name, file in conf_files.options("env", config_dir).items():
@@ -122,15 +120,29 @@ def envs(config_dir: str | None) -> list[Row]:
         row |= {"env": name, "what": conf_files.summary(file)}
         row["from"] = next((who for who, folder in added.items() if file.is_relative_to(folder)), "")
         try:
-            values: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-            values.pop("defaults", None)  # for composing, which a listing does not
-            config = parse(EnvConfig, values, "env")
+            config = parse(EnvConfig, _env_values(name, file, config_dir), "env")
             row |= {"id": config.id or "", "extra": config.extra or ""}
             row |= {"installed": "yes", **_spaces(config)}
         except ConfigError as error:
             row["installed"] = f"no: {error}"
+        # one file or env of somebody else's must not hide the others
+        except Exception as error:
+            row["installed"] = f"no: {type(error).__name__}: {' '.join(str(error).split())}"
         found.append(row)
     return found
+
+
+def _env_values(name: str, file: Path, config_dir: str | None) -> Any:
+    """What an env's file comes to; composed only where it builds on others."""
+    from omegaconf import OmegaConf
+
+    values: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    if "defaults" not in values:
+        return values
+    from parl_cli.composition.compose import compose, plain, session
+
+    with session(config_dir) as hydra:
+        return plain(compose(hydra, "train", [f"env={name}"]))["env"]
 
 
 def wrappers(config_dir: str | None) -> list[Row]:
@@ -269,6 +281,7 @@ def _spaces(config: EnvConfig) -> Row:
 
     from parl_cli.envs.factory import env_spec
 
+    plugins.search_working_directory()  # for an id that imports a module of this folder
     # Some libraries leave a log in the working directory (MUJOCO_LOG.TXT); a listing leaves nothing.
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         spec = env_spec(config)

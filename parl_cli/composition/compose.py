@@ -27,6 +27,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -36,7 +37,7 @@ from parl_cli import plugins
 from parl_cli.composition.conf_files import added_confs, builtin_conf, options
 from parl_cli.composition.messages import translated
 from parl_cli.config import COMPONENTS
-from parl_cli.errors import ConfigError, suggest
+from parl_cli.errors import ConfigError, UnknownKeyError, suggest
 
 _PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
 
@@ -87,7 +88,50 @@ def compose(hydra: Hydra, config_name: str, overrides: Sequence[str], multirun: 
             with_log_configuration=False,
         )
     check_hidden(config)
+    check_preset(config)
     return config
+
+
+def check_preset(config: DictConfig) -> None:
+    """Refuse a preset that is not there, unless nobody asked for it: a pair need not have one.
+
+    Raises:
+        ConfigError: with those that there are.
+    """
+    choices = config.hydra.runtime.choices
+    chosen = choices.get("tuned")
+    if chosen is None or chosen == f"{choices.get('algo')}/{choices.get('env')}":
+        return
+    loader = GlobalHydra.instance().config_loader()
+    known = [
+        f"{algo}/{env}"
+        for algo in loader.get_group_options("tuned", ObjectType.GROUP)
+        for env in loader.get_group_options(f"tuned/{algo}")
+    ]
+    if chosen not in known:
+        raise ConfigError(f"tuned={chosen}: no such preset (null: none); {suggest(chosen, known)}")
+
+
+@contextmanager
+def presets_named(config: DictConfig) -> Iterator[None]:
+    """Say of a key that is unknown in the block which preset or recipe of the config brought it: the user did not.
+
+    Raises:
+        ConfigError: with the way out.
+    """
+    try:
+        yield
+    except UnknownKeyError as error:
+        group = error.key.partition(".")[0]
+        choices = config.hydra.runtime.choices
+        for kind, way_out in (("tuned", "add tuned=null"), ("experiment", f"choose another {group}, or leave it out")):
+            file = options(kind).get(str(choices.get(kind)))
+            if file is not None and OmegaConf.select(OmegaConf.load(file), error.key) is not None:
+                raise ConfigError(
+                    f"{kind}={choices[kind]} sets {error.key}, which {group}={choices.get(group)} does not have; "
+                    f"{way_out}"
+                ) from error
+        raise
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -43,6 +43,11 @@ def make_batch(config: EnvConfig, num_envs: int, backend: str = "gymnasium") -> 
     """
     if config.adapter != "gymnasium":
         raise ConfigError(f"vectorizer=native: env={config.name} is no Gymnasium env, so it has no batch; {WAY_OUT}")
+    if config.own_wrappers:
+        raise ConfigError(
+            f"env={config.name}: is made of wrappers around single envs, and vectorizer=native steps a whole batch; "
+            f"{WAY_OUT}"
+        )
     if config.wrappers:
         raise ConfigError(
             f"env.wrappers={config.wrappers}: they go around single envs, and vectorizer=native steps a whole batch; "

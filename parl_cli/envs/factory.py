@@ -14,6 +14,7 @@ from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig
 from parl_cli.envs.batches import make_batch
 from parl_cli.envs.wrappers import num_agents
+from parl_cli.envs.wrapping import wrap
 from parl_cli.errors import ConfigError
 from parl_cli.types import EnvSpec
 
@@ -40,7 +41,8 @@ class EnvFactory:
     def __call__(self) -> gym.Env[Any, Any]:
         """Build it; ConfigError if the config does not fit."""
         plugins.load(self.plugins)
-        return registry.load("adapter", self.config.adapter)(self.config, self.render_mode)
+        make = registry.load("adapter", self.config.adapter)
+        return wrap(make(self.config, self.render_mode), self.config)
 
     def make_vec(self, num_envs: int, backend: str = "gymnasium") -> VectorEnv:
         """Build a library's own batch of such envs, see `make_batch`; ConfigError if there is none."""

@@ -12,31 +12,31 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, load_env_creator, parse_env_id
 
-from parl_cli import plugins, registry
-from parl_cli.config import EnvConfig, parse
+from parl_cli import plugins
+from parl_cli.config import EnvConfig
 from parl_cli.envs import maze, toy  # noqa: F401  (they register the parl/ ids)
-from parl_cli.envs.raw_return import RawReturn, ReportRawReturn
 from parl_cli.envs.wrappers import TimeLimit
 from parl_cli.errors import ConfigError, suggest
 
 _EXTRAS = {"box2d": "Box2D", "mujoco": "MuJoCo"}
+# what constructors raise over what they are given
+_REFUSALS = (
+    *(TypeError, ValueError, AssertionError, LookupError, ArithmeticError, AttributeError, OSError),
+    gym.error.Error,
+)
 _PACKAGES = {"ALE/": ("ale-py", "ale_py"), "MiniGrid-": ("minigrid", "minigrid"), "BabyAI-": ("minigrid", "minigrid")}
 
 
 def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, Any]:
-    """Build the env of `config` with its time limit and wrappers.
-
-    The time limit counts the env's own steps, below every wrapper. Where a wrapper changes rewards or repeats steps,
-    the last step of an episode carries `info["episode"] = {"r": raw return, "l": raw length}`.
+    """Build the env of `config` with its time limit, which counts the env's own steps; without its wrappers.
 
     Raises:
-        ConfigError: unknown id, wrong arguments, a missing dependency, a wrapper that does not fit.
+        ConfigError: unknown id, wrong arguments, a missing dependency.
     """
     spec = find_spec(config)
     limit = config.max_episode_steps or spec.max_episode_steps
@@ -50,14 +50,14 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, 
         env = gym.make(spec, max_episode_steps=limit if inside and limit else -1, **arguments)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise missing_dependency(config, spec, error) from error
-    except (TypeError, ValueError, AssertionError, KeyError, OSError) as error:
+    except _REFUSALS as error:
         if not config.kwargs and "argument" not in str(error):
             raise  # not the user's doing: a bug in the env
         cause = error.__cause__ or error  # gym.make wraps a TypeError in a longer one
         raise ConfigError(f"env.kwargs={config.kwargs}: {spec.id} refuses them: {one_line(cause)}") from error
     if limit and not inside:
         env = TimeLimit(env, TimeLimit.Config(limit))
-    return _wrap(env, config.wrappers)
+    return env
 
 
 def is_import_id(env_id: str | None) -> bool:
@@ -93,6 +93,9 @@ def _import_module(config: EnvConfig) -> None:
             f"env.id={config.id}: cannot import {module} ({one_line(error)}); "
             "install it, or add its folder to PYTHONPATH"
         ) from error
+    # other people's code may raise anything while it is imported
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"env.id={config.id}: {module} cannot be imported ({one_line(error)}); mend it") from error
 
 
 def _other_ids(name: str) -> str:
@@ -179,34 +182,6 @@ def missing_dependency(config: EnvConfig, spec: EnvSpec | None, error: BaseExcep
     newest = spec and get_env_id(spec.namespace, spec.name, find_highest_version(spec.namespace, spec.name))
     way_out = "install it" if spec is None or newest == spec.id else f"choose the newest version, {newest}"
     return ConfigError(f"{label} cannot be built, a package is missing ({one_line(error)}); {way_out}")
-
-
-def _wrap(env: gym.Env[Any, Any], items: list[Any]) -> gym.Env[Any, Any]:
-    """Put wrappers around an env, first one innermost."""
-    wrappers = [_parse_wrapper(f"env.wrappers[{i}]", item) for i, item in enumerate(items)]
-    raw = None
-    if any(getattr(cls, "changes_return", True) for cls, _ in wrappers):  # a foreign wrapper may do anything
-        env = raw = RawReturn(env)
-    for cls, config in wrappers:
-        env = cls(env, config)
-    return env if raw is None else ReportRawReturn(env, raw)
-
-
-def _parse_wrapper(key: str, item: Any) -> tuple[Any, Any]:
-    """The class and the config of one list item."""
-    options: Any
-    if isinstance(item, str):
-        name, options = item, {}
-    elif isinstance(item, Mapping) and len(item) == 1:
-        name, options = next(iter(item.items()))
-    else:
-        raise ConfigError(
-            f"{key}={item}: must be a name or {{name: {{option: value}}}}, like {{frame_stack: {{num: 4}}}}"
-        )
-    if name not in registry.names("wrapper"):
-        raise ConfigError(f"{key}={name}: no such wrapper; {suggest(str(name), registry.names('wrapper'))}")
-    cls = registry.load("wrapper", name)
-    return cls, parse(cls.Config, {} if options is None else options, f"{key}.{name}")
 
 
 def one_line(error: BaseException) -> str:

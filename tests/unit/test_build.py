@@ -8,6 +8,7 @@ from parl_cli import build
 from parl_cli.actors.inline import LaggedActors
 from parl_cli.actors.process import ProcessActors
 from parl_cli.actors.thread import ThreadActors
+from parl_cli.algos.ppo import PPO
 from parl_cli.config import DebugConfig, EnvConfig, LoggerConfig, to_plain
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.policies.actor_critic import ActorCritic
@@ -212,6 +213,12 @@ def test_a_policy_that_cannot_act_in_the_env_is_refused():
     values = plain()
     values["policy"]["squash"] = True
     assert "squash" in refused(values)
+
+
+def test_an_algorithm_learns_only_the_actions_that_it_says_it_supports(monkeypatch):
+    monkeypatch.setattr(PPO, "supports", PPO.supports | {"actions": ("Box",)})
+    words = "algo=ppo: cannot learn to act in CartPole-v1, whose action space is Discrete; it takes Box"
+    assert refused(plain()) == words
 
 
 def test_actors_that_lag_on_their_own_get_no_lag_on_purpose():

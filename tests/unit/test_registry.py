@@ -1,3 +1,5 @@
+import zlib
+
 import pytest
 
 from parl_cli import registry
@@ -18,10 +20,31 @@ def test_kinds_and_names_are_listed_in_order():
 
 
 def test_a_name_is_imported_when_it_is_loaded_and_not_before(tmp_path, monkeypatch):
-    (tmp_path / "plug_in_of_a_test.py").write_text("class Thing:\n    pass\n")
+    (tmp_path / "plug_in_of_a_test.py").write_text("class Thing:\n    Config = check = None\n")
     registry.register("algo", "thing", "plug_in_of_a_test:Thing")
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.load("algo", "thing").__module__ == "plug_in_of_a_test"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("class Thing(\n", "SyntaxError"),
+        ("1 / 0\n", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)\n", "SystemExit: 3"),
+        ("class Thing:\n    check = None\n", "has no attribute 'Config'"),
+        ("class Other:\n    pass\n", "has no attribute 'Thing'"),
+    ],
+)
+def test_a_plug_in_that_does_not_load_is_one_line(tmp_path, monkeypatch, text, words):
+    module = f"bad_plug_in_{zlib.crc32(text.encode())}"
+    (tmp_path / f"{module}.py").write_text(text)
+    registry.register("algo", module, f"{module}:Thing")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"which a plug-in registered.*mend the plug-in") as caught:
+        registry.load("algo", module)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one():

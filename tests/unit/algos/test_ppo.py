@@ -11,6 +11,7 @@ from parl_cli.algos import ppo
 from parl_cli.algos.ppo import MAX_ADAPTIVE_LR, MIN_ADAPTIVE_LR, PPO, PPOConfig
 from parl_cli.errors import ConfigError
 from parl_cli.functional.advantages import gae
+from parl_cli.policies.actor_critic import ActorCritic
 from tests.helpers.rollouts import ACTION_SPACES, VECTOR, clone, random_rollout, spec_of
 from tests.helpers.saved import as_saved
 from tests.helpers.stubs import make_policy, train_config
@@ -50,6 +51,25 @@ def test_the_first_minibatch_of_the_first_epoch_sees_the_policy_that_acted():
         metrics = algo.update(rollout)
         assert metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
         assert metrics["policy/clip_fraction"] == 0.0
+
+
+class OwnFeatures(ActorCritic):
+    """A policy of somebody else's that learns what it makes of observations."""
+
+    def __init__(self, spec, config):
+        super().__init__(spec, config)
+        self.own = torch.nn.Linear(*VECTOR.shape, *VECTOR.shape)
+
+    def features(self, obs):
+        return self.own(super().features(obs))
+
+
+def test_features_that_are_learned_are_made_anew_for_every_minibatch():
+    algo, rollout = make()
+    policy = make_policy(spec_of(VECTOR, ACTION_SPACES["discrete"][0]), cls=OwnFeatures)
+    before = policy.own.weight.clone()
+    PPO(policy, algo.config).update(rollout)
+    assert not torch.equal(policy.own.weight, before)
 
 
 def test_later_minibatches_do_not():

@@ -69,6 +69,29 @@ def test_an_env_that_cannot_be_built_says_why(tmp_path, capsys):
     assert ghost["installed"].startswith("no: env.id=Ghost-v0")
 
 
+def test_what_is_wrong_with_one_env_hides_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "env").mkdir(parents=True)
+    (tmp_path / "envs_of_a_test.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control import CartPoleEnv\n"
+        "class Broken(CartPoleEnv):\n    def __init__(self, **kwargs): raise RuntimeError('no licence')\n"
+        "gymnasium.register('Local-v0', CartPoleEnv)\ngymnasium.register('Broken-v0', Broken)\n"
+    )
+    for name, text in {
+        "bad_yaml": "a: [",
+        "heavy": "defaults: [cartpole]\nname: heavy\nkwargs: {sutton_barto_reward: true}",
+        "local": "name: local\nid: envs_of_a_test:Local-v0",
+        "raising": "name: raising\nid: envs_of_a_test:Broken-v0",
+    }.items():
+        (tmp_path / "conf" / "env" / f"{name}.yaml").write_text(f"# Of a test.\n{text}\n")
+    shown = {row["env"]: row for row in rows(capsys, "envs")}
+    assert shown["cartpole"]["installed"] == shown["local"]["installed"] == shown["heavy"]["installed"] == "yes"
+    assert shown["heavy"]["id"] == "CartPole-v1"
+    assert shown["bad_yaml"]["installed"].startswith("no: ")
+    assert shown["raising"]["installed"] == "no: RuntimeError: no licence"
+
+
 def test_listing_envs_leaves_nothing_in_the_working_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows(capsys, "envs")

@@ -7,9 +7,11 @@ import pytest
 import yaml
 from gymnasium.utils.env_checker import check_env
 
+from parl_cli import registry
 from parl_cli.config import EnvConfig, parse
-from parl_cli.envs import toy, wrappers
-from parl_cli.envs.gymnasium_adapter import is_import_id, make_env
+from parl_cli.envs import gymnasium_adapter, toy, wrappers
+from parl_cli.envs.factory import EnvFactory
+from parl_cli.envs.gymnasium_adapter import is_import_id
 from parl_cli.errors import ConfigError
 
 CONF = Path(__file__).parents[3] / "conf" / "env"
@@ -28,6 +30,11 @@ def layers(env):
         env = env.env
         names.append(type(env).__name__)
     return names
+
+
+def make_env(config, render_mode=None):
+    """As a run makes it: with its wrappers."""
+    return EnvFactory(config, render_mode)()
 
 
 def error_of(**config):
@@ -57,7 +64,7 @@ def test_preset_makes_an_env_that_keeps_the_gymnasium_contract(name):
         pytest.importorskip(NEEDS[config.extra])
     env = make_env(config)
     # the close check would make the env anew from its spec, which cannot hold what wrappers were told
-    check_env(env, skip_render_check=True, skip_close_check=bool(config.wrappers))
+    check_env(env, skip_render_check=True, skip_close_check=bool(config.own_wrappers))
     env.close()
 
 
@@ -154,6 +161,29 @@ def test_import_ids_are_recognised():
     assert is_import_id("module:Env-v0")
     assert not is_import_id("ALE/Pong-v5")
     assert not is_import_id(None)
+
+
+def test_an_import_id_whose_module_breaks_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "broken_env_module.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "broken_env_module cannot be imported (ZeroDivisionError" in error_of(id="broken_env_module:Env-v0")
+
+
+def test_wrappers_that_one_types_leave_what_makes_the_env(tmp_path):
+    config = parse(EnvConfig, preset("cartpole_no_velocity") | {"wrappers": ["frame_stack"]}, "env")
+    env = make_env(config)
+    assert env.observation_space.shape == (4, 2)  # stacked, and still without velocities
+
+
+def test_an_adapter_of_somebody_else_gets_its_wrappers(tmp_path, monkeypatch):
+    (tmp_path / "adapter_of_a_test.py").write_text(
+        "import gymnasium\ndef make(config, render_mode):\n    return gymnasium.make(config.id)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_TARGETS", {kind: dict(names) for kind, names in registry._TARGETS.items()})
+    registry.register("adapter", "mine", "adapter_of_a_test:make")
+    env = make_env(EnvConfig(adapter="mine", id="CartPole-v1", wrappers=["frame_stack"]))
+    assert env.observation_space.shape == (4, 4)
 
 
 def test_import_id_imports_its_module(tmp_path, monkeypatch):
@@ -312,7 +342,7 @@ def test_mujoco_warnings_are_logged_and_leave_no_file_behind(mujoco_warnings, tm
         env.data.qpos[0] = np.nan
         mujoco_warnings.mj_step(env.model, env.data)
     assert not list(tmp_path.iterdir())
-    logged = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == make_env.__module__]
+    logged = [(r.levelname, r.getMessage()) for r in caplog.records if r.name == gymnasium_adapter.__name__]
     assert [text for level, text in logged if level == "WARNING" and "MuJoCo: Nan, Inf or huge value in QPOS" in text]
     assert [level for level, text in logged if "deprecated" in text and level != "DEBUG"] == []
 

@@ -1,0 +1,48 @@
+"""Presets that are asked for by name, or bring keys that the chosen parts do not have."""
+
+import pytest
+
+from parl_cli.composition.compose import compose, presets_named, session
+from parl_cli.config import parse_component
+from parl_cli.errors import ConfigError, UnknownKeyError
+
+
+def composed(*overrides):
+    with session() as hydra:
+        return compose(hydra, "train", overrides)
+
+
+@pytest.mark.parametrize("chosen", ["ppo/pendulumm", "nope/x"])
+def test_a_preset_that_is_not_there_is_refused(chosen):
+    with pytest.raises(ConfigError, match=f"^tuned={chosen}: no such preset"):
+        composed(f"tuned={chosen}", "env=pendulum")
+
+
+def test_a_pair_need_not_have_a_preset_and_may_take_that_of_another():
+    assert composed("algo=a2c", "env=pendulum").algo.name == "a2c"
+    assert composed("tuned=ppo/pendulum", "env=cartpole").env.name == "cartpole"
+    assert composed("tuned=null").algo.name == "ppo"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            ["env=pendulum"],
+            r"^tuned=ppo/pendulum sets policy.normalize_obs, which policy=mlp does not have; add tuned=null$",
+        ),
+        (
+            ["experiment=truly_ppo_paper"],
+            r"^experiment=truly_ppo_paper sets policy.normalize_obs, which policy=mlp does not have; choose another",
+        ),
+    ],
+)
+def test_a_key_that_a_preset_brought_is_not_laid_at_the_users_door(overrides, words):
+    config = composed(*overrides)
+    with pytest.raises(ConfigError, match=words), presets_named(config):
+        raise UnknownKeyError("policy.normalize_obs", "choose from name, scale")
+
+
+def test_any_other_unknown_key_stays_what_it_is():
+    with pytest.raises(ConfigError, match=r"^unknown key policy.typed; "), presets_named(composed("env=pendulum")):
+        parse_component("policy", {"name": "mlp", "typed": 1})
