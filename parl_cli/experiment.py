@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from parl_cli import build, plugins, registry
-from parl_cli.composition.compose import compose, plain, session
+from parl_cli.composition.compose import compose, plain, presets_named, session
 from parl_cli.config import TrainConfig, to_plain
 from parl_cli.envs.factory import EVAL_ROLE, TEST_ROLE, env_spec
 from parl_cli.errors import CheckpointError, ConfigError, ParlError
@@ -137,8 +137,10 @@ class Experiment:
                 raise ConfigError(f"{text}: belongs to the command line; name a folder with run_dir=")
         plugins.activate(overrides)
         with session(config_dir) as hydra:
-            values = plain(compose(hydra, "train", overrides))
-        config = build.validate(values)
+            job = compose(hydra, "train", overrides)
+            values = plain(job)
+        with presets_named(job):
+            config = build.validate(values)
         return cls.start(config, None if run_dir is None else Path(run_dir).expanduser(), list(overrides), hooks)
 
     @classmethod
