@@ -8,7 +8,9 @@ names the role, the index and the cause; exit code 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 
 class ParlError(Exception):
@@ -46,6 +48,29 @@ class EnvError(ParlError):
 
 class WorkerError(ParlError):
     """A worker process died, hung or could not start; names its index and the cause."""
+
+
+class WriteError(ParlError):
+    """A file or folder that cannot be written: the disk is full, read-only, or gone.
+
+    Args:
+        path: what was to be written.
+        cause: what the system says.
+    """
+
+    def __init__(self, path: Path, cause: OSError) -> None:
+        self.path = path
+        self.why = cause.strerror or str(cause)
+        super().__init__(f"{path}: cannot be written ({self.why})")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What writes `path` and nothing else: an OSError of the block becomes a `WriteError`."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(path, error) from error
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

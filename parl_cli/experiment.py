@@ -29,7 +29,7 @@ from parl_cli import build, plugins, registry
 from parl_cli.composition.compose import compose, plain, presets_named, session
 from parl_cli.config import TrainConfig, to_plain
 from parl_cli.envs.factory import EVAL_ROLE, TEST_ROLE, env_spec
-from parl_cli.errors import CheckpointError, ConfigError, ParlError
+from parl_cli.errors import CheckpointError, ConfigError, ParlError, WriteError, writing
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics.jsonl import JsonlSink
 from parl_cli.metrics.sinks import NoFile, RunRecord, SinkGroup
@@ -39,7 +39,7 @@ from parl_cli.training.evaluate import MAX_PARALLEL, Evaluation, EvaluationGroup
 from parl_cli.training.hooks import CheckpointHook, EvalHook, MetricsHook, StopSignal
 from parl_cli.training.learner import NonFiniteError
 from parl_cli.training.loop import train
-from parl_cli.training.run_dir import RunDir, unwritable
+from parl_cli.training.run_dir import RunDir, check_empty, unwritable
 from parl_cli.types import Hook, Metrics
 
 PathLike = str | os.PathLike[str]
@@ -126,7 +126,8 @@ class Experiment:
         Args:
             overrides: what would be typed, `["env=cartpole", "algo.gamma=0.98", "plugins=[my_module]"]`.
             config_dir: a folder with configs of your own; `./conf` is searched anyway.
-            run_dir: where the run is to be written: config, metrics, checkpoints; None writes nothing.
+            run_dir: where the run is to be written: config, metrics, checkpoints; a folder that is new or empty.
+                None writes nothing.
             hooks: see the class.
 
         Raises:
@@ -135,13 +136,14 @@ class Experiment:
         for text in overrides:
             if text.lstrip("+~").startswith(("hydra.", "hydra/")):
                 raise ConfigError(f"{text}: belongs to the command line; name a folder with run_dir=")
+        folder = _new_folder(run_dir)
         plugins.activate(overrides)
         with session(config_dir) as hydra:
             job = compose(hydra, "train", overrides)
             values = plain(job)
         with presets_named(job):
             config = build.validate(values)
-        return cls.start(config, None if run_dir is None else Path(run_dir).expanduser(), list(overrides), hooks)
+        return cls.start(config, folder, list(overrides), hooks)
 
     @classmethod
     def start(
@@ -156,7 +158,8 @@ class Experiment:
             hooks: see the class.
 
         Raises:
-            ConfigError: the folder holds a run already, or cannot be written; it is left as it was.
+            ConfigError: the folder holds a run already, or cannot be written; it is left as it was. Whatever else
+                breaks, e.g. an env that cannot be built in a worker, is recorded in run.json.
         """
         config, why = build.choose_vectorizer(config)
         if why:
@@ -172,20 +175,19 @@ class Experiment:
     @classmethod
     def restart(cls, config: TrainConfig, run: RunDir | None, hooks: Sequence[Hook] = ()) -> Experiment:
         """As `start`, in a run folder that is there, of a run that has no checkpoint yet."""
-        with ExitStack() as stack:
-            try:
+        try:
+            with ExitStack() as stack:
                 experiment = stack.enter_context(cls(config, run, hooks))
                 if config.init_from is not None:
                     experiment.set_parameters(dict.fromkeys(experiment.policies, config.init_from))
-                if experiment.checkpoints is not None:
-                    experiment.checkpoints.write(experiment.learner)
-            except OSError as error:
-                if run is None:
-                    raise
-                raise unwritable(run.path, error) from None
-            stack.pop_all()
-        if run is not None:
-            run.link_latest()
+                experiment._begin_folder()
+                stack.pop_all()
+        except WriteError as error:
+            raise unwritable(error) from None
+        except BaseException as error:
+            if run is not None and not isinstance(error, ConfigError):
+                run.set_failed(error)
+            raise
         return experiment
 
     @classmethod
@@ -211,13 +213,16 @@ class Experiment:
             device: None is the checkpoint's own.
             replay: re-step unfinished episodes (exact); False begins new ones, for irreproducible envs. Vectorizers
                 that cannot re-step (async, native) begin new ones always.
-            run_dir: a new run folder to write from here on; None writes nothing.
+            run_dir: a folder, new or empty, to write from here on; None writes nothing. What is the best there is
+                found anew: the checkpoint of an earlier best is not in it.
             hooks: see the class.
 
         Raises:
             CheckpointError: it is missing, damaged, or not to be trusted.
-            EnvError: an env did not come back to the same observation.
+            ConfigError: the folder is not empty, or cannot be written.
+            EnvError: an env did not come back to the same observation. Whatever is raised, nothing has been written.
         """
+        folder = _new_folder(run_dir)
         saved = checkpoint.load(checkpoint.find(os.fspath(path)))
         config = config_to_go_on(
             changed(saved.config, total_steps=total_steps, device=device),
@@ -225,19 +230,18 @@ class Experiment:
             plugins,
             lambda modules: f"Experiment.load({os.fspath(path)!r}, plugins={modules.split(',')})",
         )
-        run = None if run_dir is None else RunDir.create(Path(run_dir).expanduser(), to_plain(config), [])
+        run = None if folder is None else RunDir.create(folder, to_plain(config), [])
         try:
             with ExitStack() as stack:
                 experiment = stack.enter_context(cls(config, run, hooks))
-                experiment.restore(saved, replay=replay, cut_metrics=False)
-                if experiment.checkpoints is not None:
-                    experiment.checkpoints.write(experiment.learner)
+                experiment.restore(saved, replay=replay, own_folder=False)
+                experiment._begin_folder()
                 stack.pop_all()
-        except ParlError:
+        except BaseException as error:
             if run is not None:
-                run.discard()
-                with suppress(OSError):  # it was there before, with something in it
-                    run.path.rmdir()
+                run.discard()  # without a checkpoint, resume would begin at step 0
+            if isinstance(error, WriteError):
+                raise unwritable(error) from None
             raise
         return experiment
 
@@ -247,7 +251,12 @@ class Experiment:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        try:
+            self.close()
+        except Exception as closing:
+            if error is None:
+                raise
+            log.warning("closing failed too (%s: %s)", type(closing).__name__, closing)
 
     @property
     def env_steps(self) -> int:
@@ -297,6 +306,10 @@ class Experiment:
         for hook in own:
             hook.begin(self.env_steps)
         with self._failures_recorded(), StopSignal() as stop:
+            if self.run is not None:
+                self.run.set_status("running")
+            if self.checkpoints is not None and self.checkpoints.is_outdated:
+                self.checkpoints.write(self.learner)  # killed from here on, it goes on with these weights
             reason, self.stopped_by = train(self.learner, self.pool, [*own, *self.hooks, stop], total_steps)
             if self.checkpoints is not None:
                 self.checkpoints.write(self.learner)
@@ -353,6 +366,8 @@ class Experiment:
             chosen.append((policy_id, source))
         for policy_id, weights in chosen:
             self.policies[policy_id].load_state_dict(dict(weights))
+        if self.checkpoints is not None:
+            self.checkpoints.is_outdated = True
 
     def save(self, path: PathLike) -> Path:
         """Write a checkpoint, for `load`, `parl eval` and `init_from`; an older checkpoint there is replaced.
@@ -365,6 +380,7 @@ class Experiment:
 
         Raises:
             ConfigError: there is something else by that name.
+            WriteError: the disk is full or read-only.
         """
         folder = Path(path).expanduser()
         if folder.exists() and not (folder / "manifest.json").is_file():
@@ -372,14 +388,14 @@ class Experiment:
         self._save(folder)
         return folder
 
-    def restore(self, saved: checkpoint.Checkpoint, *, replay: bool = True, cut_metrics: bool = True) -> None:
+    def restore(self, saved: checkpoint.Checkpoint, *, replay: bool = True, own_folder: bool = True) -> None:
         """Go back to where a checkpoint of this config was taken.
 
         Args:
             saved: the checkpoint.
             replay: re-step unfinished episodes (exact), or begin new ones.
-            cut_metrics: the checkpoint is of this very run folder: metrics.jsonl is cut there, and later checkpoints
-                are dropped.
+            own_folder: the checkpoint is of this very run folder: metrics.jsonl is cut there, and later checkpoints
+                are dropped. In another, there is no best checkpoint, and so no best evaluation yet.
 
         Raises:
             CheckpointError: it does not fit this experiment; the run folder is as it was.
@@ -393,11 +409,11 @@ class Experiment:
                 raise ValueError(
                     f"{self.learner.updates} updates and {self.learner.env_steps} of {saved.env_steps} env steps"
                 )
-            if self.eval is not None and training["eval"] is not None:
+            if self.eval is not None and training["eval"] is not None and (own_folder or self.run is None):
                 self.eval.load_state_dict(training["eval"])
             self.pool.load_state_dict(training["pool"], replay=replay)
             metrics = training["metrics"]
-            self.metrics.load_state_dict(metrics, cut=cut_metrics)  # last: it cuts metrics.jsonl
+            self.metrics.load_state_dict(metrics, cut=own_folder)  # last: it cuts metrics.jsonl
         # whatever wrong types and shapes lead to; damage ends here, before a step is trained on it
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
@@ -405,15 +421,22 @@ class Experiment:
                 "take another checkpoint"
             ) from None
         self._budget = self.env_steps
-        if cut_metrics and self.checkpoints is not None:
+        if own_folder and self.checkpoints is not None:
             self.checkpoints.rewind(self.env_steps)
 
     def close(self) -> None:
-        """End envs, workers and sinks. May be called again."""
-        self.pool.close()
-        while self._eval_vectorizers:
-            self._eval_vectorizers.popitem()[1].close()
-        self.sinks.close()
+        """End envs, workers and sinks: all, whatever one of them raises. May be called again."""
+        with ExitStack() as stack:  # from the last one up
+            stack.callback(self.sinks.close)
+            while self._eval_vectorizers:
+                stack.callback(self._eval_vectorizers.popitem()[1].close)
+            stack.callback(self.pool.close)
+
+    def _begin_folder(self) -> None:
+        """What a new run folder has before the first update: a checkpoint, and the link to it."""
+        if self.run is not None and self.checkpoints is not None:
+            self.checkpoints.write(self.learner)
+            self.run.link_latest()
 
     def _play(self, episodes: int, role: int) -> Evaluation:
         key = role, min(episodes, MAX_PARALLEL)
@@ -461,7 +484,8 @@ class Experiment:
         )
         self.sinks.flush()
         if self.config.logger.plot:
-            plot_learning_curve(self.run.metrics, self.run.learning_curve)
+            with writing(self.run.learning_curve):
+                plot_learning_curve(self.run.metrics, self.run.learning_curve)
 
     @contextmanager
     def _failures_recorded(self) -> Iterator[None]:
@@ -471,18 +495,14 @@ class Experiment:
         except BaseException as error:
             if self.run is None:
                 raise
-            text = str(error) if isinstance(error, NonFiniteError) else f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # on a full disk this fails too; the first error is the news
-                self.run.set_status("failed", error=text)
+            self.run.set_failed(error, str(error) if isinstance(error, NonFiniteError) else None)
             if isinstance(error, NonFiniteError):
                 path = self.run.path / "nonfinite.safetensors"
-                checkpoint.save_rollout(path, error.rollout)
-                raise type(error)(f"{error}; the rollout is in {path}", error.rollout) from None
-            if isinstance(error, OSError):
-                raise ParlError(
-                    f"{self.run.path}: cannot be written ({error.strerror or error}); make room, then parl resume "
-                    f"run={self.run.path}"
-                ) from error
+                with suppress(WriteError):
+                    checkpoint.save_rollout(path, error.rollout)
+                    raise type(error)(f"{error}; the rollout is in {path}", error.rollout) from None
+            if isinstance(error, WriteError):
+                raise ParlError(f"{error}; make room, then parl resume run={self.run.path}") from error
             raise
 
 
@@ -512,6 +532,15 @@ def config_to_go_on(
 def changed(values: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     """The values with those of the changes that are not None."""
     return {**values, **{name: value for name, value in changes.items() if value is not None}}
+
+
+def _new_folder(run_dir: PathLike | None) -> Path | None:
+    """The run folder that a caller names, as a path; it must be new or empty."""
+    if run_dir is None:
+        return None
+    folder = Path(run_dir).expanduser()
+    check_empty(folder)
+    return folder
 
 
 def _make_sinks(config: TrainConfig, run: RunDir | None) -> SinkGroup:

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from parl_cli.errors import CheckpointError
+from parl_cli.errors import CheckpointError, writing
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, parse_tensors, read_file, refuse_live_text
 from parl_cli.types import Rollout
 
@@ -89,7 +89,7 @@ def save(
         training: nested dicts of tensors and plain values.
 
     Raises:
-        OSError: the disk is full or read-only; a half-written folder is removed.
+        WriteError: the disk is full or read-only; a half-written folder is removed.
     """
     tensors, plain = _split(training)
     contents = {
@@ -104,17 +104,18 @@ def save(
         "files": {n: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for n, data in contents.items()},
     }
     contents["manifest.json"] = _to_json(manifest | {"sha256": manifest_digest(manifest)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _beside(path, "tmp")
-    try:
-        temporary.mkdir()
-        for name, data in contents.items():
-            _write_synced(temporary / name, data)
-        _sync_folder(temporary)
-        _put_in_place(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _beside(path, "tmp")
+        try:
+            temporary.mkdir()
+            for name, data in contents.items():
+                _write_synced(temporary / name, data)
+            _sync_folder(temporary)
+            _put_in_place(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 def load(path: Path) -> Checkpoint:
@@ -143,10 +144,16 @@ def load(path: Path) -> Checkpoint:
 
 
 def save_rollout(path: Path, rollout: Rollout) -> None:
-    """Write a rollout's tensors into one safetensors file, to look at why an update went wrong."""
+    """Write a rollout's tensors into one safetensors file, to look at why an update went wrong.
+
+    Raises:
+        WriteError: the disk is full or read-only.
+    """
     tensors = {name: value for name, value in vars(rollout).items() if isinstance(value, Tensor)}
     tensors |= {f"extras.{name}": value for name, value in rollout.extras.items()}
-    path.write_bytes(save_safetensors({name: _portable(value) for name, value in tensors.items()}))
+    data = save_safetensors({name: _portable(value) for name, value in tensors.items()})
+    with writing(path):
+        path.write_bytes(data)
 
 
 def load_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], source: Path | str) -> None:
@@ -241,20 +248,30 @@ def numbered(folder: Path) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint; first by renaming it, so that a half-deleted one is never taken for whole."""
+    """Delete a checkpoint; first by renaming it, so that a half-deleted one is never taken for whole.
+
+    Raises:
+        WriteError: the disk is read-only.
+    """
     doomed = _beside(path, "tmp")
-    path.rename(doomed)
+    with writing(path):
+        path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:
-    """Clear up what killed processes left in a folder of checkpoints; nobody may be writing there."""
+    """Clear up what killed processes left in a folder of checkpoints; nobody may be writing there.
+
+    Raises:
+        WriteError: the disk is read-only.
+    """
     for old in folder.glob(".*.old"):
         path = folder / old.name[1:].rpartition("-")[0]
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
         else:
-            old.rename(path)
+            with writing(path):
+                old.rename(path)
     for leftover in folder.glob(".*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 

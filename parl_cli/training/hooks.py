@@ -184,6 +184,9 @@ class CheckpointHook:
         save: writes one into the given folder.
         every_steps: env steps between checkpoints; None: only when asked.
         keep: how many of the latest stay.
+
+    Attributes:
+        is_outdated: weights were set since the last save: a checkpoint of this very step holds others.
     """
 
     def __init__(self, folder: Path, save: Callable[[Path], None], every_steps: int | None, keep: int) -> None:
@@ -191,6 +194,7 @@ class CheckpointHook:
         self.save = save
         self.every_steps = every_steps
         self.keep = keep
+        self.is_outdated = False
         self._done = 0
 
     def begin(self, env_steps: int) -> None:
@@ -207,10 +211,11 @@ class CheckpointHook:
             self.write(learner)
 
     def write(self, learner: Learner) -> Path:
-        """Write a checkpoint now, unless this step has one, and drop what is more than `keep`."""
+        """Write a checkpoint now, unless this step has one that holds, and drop what is more than `keep`."""
         path = self.folder / str(learner.env_steps)
-        if not path.exists():
+        if self.is_outdated or not path.exists():
             self.save(path)
+            self.is_outdated = False
         for old in checkpoint.numbered(self.folder)[: -self.keep]:
             checkpoint.remove(old)
         return path

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from parl_cli import __version__
-from parl_cli.errors import CheckpointError, ConfigError
+from parl_cli.errors import CheckpointError, ConfigError, WriteError, writing
 from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, parse_yaml, read_file, refuse_live_text
 
 fcntl: ModuleType | None
@@ -30,6 +30,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
+_OF_THE_END = ("error", "reason", "env_steps", "wall_s", "return_mean", "best_eval")  # of run.json: how it ended
 PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core", "safetensors")
 
 
@@ -45,44 +46,57 @@ class RunDir:
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.learning_curve = path / "learning_curve.png"
+        self._found: frozenset[str] | None = None  # what was in the folder before `create`
+        self._made: list[Path] = []  # the folder and those around it, from inside out, that the run made
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], argv: Sequence[str]) -> RunDir:
-        """Make the folder and write config.yaml and run.json.
+        """Make the folder and write config.yaml and run.json. Logs and a job's description may be there already.
 
         Raises:
             ConfigError: the place is read-only or full, or already holds a run.
         """
         run = cls(path)
-        if (path / "run.json").exists():
-            raise ConfigError(f"hydra.run.dir={path}: holds a run already; choose another, or parl resume run={path}")
         try:
-            run.checkpoints.mkdir(parents=True, exist_ok=True)
-            run._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
-            run.set_status(
-                "running",
-                argv=list(argv),
-                seed=config["seed"],
-                started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                git_sha=_git_sha(),
-                parl=__version__,
-                python=platform.python_version(),
-                platform=platform.platform(),
-                versions={name: _version(name) for name in PACKAGES},
-            )
-        except OSError as error:
+            with writing(path):
+                # a job killed while it made this folder left no more than an empty checkpoints/: it may begin again
+                if run.metrics.exists() or (path / "run.json").exists() or any(run.checkpoints.glob("*")):
+                    raise ConfigError(
+                        f"hydra.run.dir={path}: holds a run already; choose another, or parl resume run={path}"
+                    )
+                run._made = [place for place in (path, *path.parents) if not place.exists()]
+                run._found = frozenset() if run._made else frozenset(os.listdir(path))
+                run.checkpoints.mkdir(parents=True, exist_ok=True)
+                run.set_config(config)
+                run.set_status(
+                    "running",
+                    argv=list(argv),
+                    seed=config["seed"],
+                    started=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                    git_sha=_git_sha(),
+                    parl=__version__,
+                    python=platform.python_version(),
+                    platform=platform.platform(),
+                    versions={name: _version(name) for name in PACKAGES},
+                )
+        except WriteError as error:
             run.discard()
-            raise unwritable(path, error) from None
+            raise unwritable(error) from None
         return run
 
     def discard(self) -> None:
-        """Take away all that a run which could not start has written; the folder itself stays, empty if it was."""
+        """Take away all that a new run which could not start has written, and nothing that was there before it."""
+        if self._found is None:
+            return
         for name in ("config.yaml", "run.json", "metrics.jsonl", "metrics.csv"):
-            for file in (self.path / name, self._temporary(name)):
+            for file in {name, self._temporary(name).name} - self._found:
                 with contextlib.suppress(OSError):
-                    file.unlink()
-        for folder in (self.checkpoints, self.path / "tensorboard"):
-            shutil.rmtree(folder, ignore_errors=True)
+                    (self.path / file).unlink()
+        for folder in {self.checkpoints.name, "tensorboard"} - self._found:
+            shutil.rmtree(self.path / folder, ignore_errors=True)
+        for place in self._made:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
     @classmethod
     def open(cls, text: str) -> RunDir:
@@ -131,9 +145,9 @@ class RunDir:
         """
         try:
             self._write("run.json", json.dumps(self.info(), indent=1) + "\n")
-        except OSError as error:
+        except WriteError as error:
             raise ConfigError(
-                f"run={self.path}: cannot write to it ({error.strerror}); a run is resumed in its own folder, so free "
+                f"run={self.path}: cannot write to it ({error.why}); a run is resumed in its own folder, so free "
                 "the disk or copy the run"
             ) from None
 
@@ -150,16 +164,38 @@ class RunDir:
         Raises:
             CheckpointError: it is missing or not a config.
         """
-        try:
-            values = parse_yaml(self.path / "config.yaml")
-        except CheckpointError as error:
-            raise CheckpointError(f"run={self.path}: has no checkpoint to resume from, and {error}") from None
+        values = parse_yaml(self.path / "config.yaml")
         refuse_live_text(values, self.path)
         return values
 
     def set_status(self, status: str, **more: Any) -> None:
-        """Rewrite run.json, atomically, with a status and whatever else is known by now."""
-        self._write("run.json", json.dumps(self.info() | {"status": status} | more, indent=1) + "\n")
+        """Rewrite run.json, atomically, with a status and whatever else is known by now.
+
+        What it said of an earlier end is dropped: a run that goes on is neither failed nor finished.
+
+        Raises:
+            WriteError: the folder is read-only or full.
+        """
+        begun = {name: value for name, value in self.info().items() if name not in _OF_THE_END}
+        self._write("run.json", json.dumps(begun | {"status": status} | more, indent=1) + "\n")
+
+    def set_failed(self, error: BaseException, text: str | None = None) -> None:
+        """Say in run.json what ended the run, where that can still be written: the error is the news.
+
+        Args:
+            error: what ended it.
+            text: how it is told; None: its type and its message.
+        """
+        with contextlib.suppress(WriteError):
+            self.set_status("failed", error=f"{type(error).__name__}: {error}" if text is None else text)
+
+    def set_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.yaml, atomically: the config that the run has from here on.
+
+        Raises:
+            WriteError: the folder is read-only or full.
+        """
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def link_latest(self) -> None:
         """Point the `latest` link beside the folder to it."""
@@ -173,9 +209,10 @@ class RunDir:
 
     def _write(self, name: str, text: str) -> None:
         temporary = self._temporary(name)
-        temporary.unlink(missing_ok=True)  # a link by that name would be followed
-        temporary.write_text(text)
-        temporary.replace(self.path / name)
+        with writing(self.path / name):
+            temporary.unlink(missing_ok=True)  # a link by that name would be followed
+            temporary.write_text(text)
+            temporary.replace(self.path / name)
 
     def _temporary(self, name: str) -> Path:
         return self.path / f".{name}.tmp"
@@ -200,9 +237,28 @@ def refuse_links(path: Path, text: str, but: str = "") -> None:
             )
 
 
-def unwritable(path: Path, error: OSError) -> ConfigError:
-    """The error for a folder that cannot be written: read-only, full, or not a folder."""
-    return ConfigError(f"cannot write to {path}: {error.strerror}; choose another with hydra.run.dir=FOLDER")
+def check_empty(path: Path) -> None:
+    """Refuse a folder for a new run that holds anything: checkpoints are deleted in it, and files replaced.
+
+    The command line asks `commands._job.make_dir` instead, before there are logs in the folder.
+
+    Raises:
+        ConfigError: it is not empty.
+    """
+    try:
+        is_taken = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise unwritable(WriteError(path, error)) from None
+    if is_taken:
+        what = "holds a run already" if (path / "run.json").exists() else "is not empty"
+        raise ConfigError(f"run_dir={path}: {what}; name a folder that is new or empty")
+
+
+def unwritable(error: WriteError) -> ConfigError:
+    """The error for a run folder that cannot be written: read-only, full, or not a folder."""
+    return ConfigError(
+        f"cannot write to {error.path}: {error.why}; choose another with hydra.run.dir=FOLDER (in Python run_dir=)"
+    )
 
 
 def _version(package: str) -> str | None:

@@ -1,18 +1,20 @@
 """`parl_cli.Experiment`: the command line's experiment, from Python."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from parl_cli import Experiment
+from parl_cli import Experiment, build
 from parl_cli.cli import main
-from parl_cli.errors import CheckpointError, ConfigError, EnvError, ParlError
+from parl_cli.errors import CheckpointError, ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.metrics.jsonl import read_jsonl
 from parl_cli.training import checkpoint
 from parl_cli.training.loop import StopTraining
@@ -387,7 +389,186 @@ def test_a_taken_run_folder_is_refused_and_left_alone(workplace):
     assert tree(workplace / "run") == before
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "checkpoints/10/policy.safetensors", "config.yaml"])
+def test_a_folder_with_anything_in_it_is_refused_and_left_alone(workplace, name):
+    with compose() as experiment:
+        experiment.save("saved")
+    (workplace / "mine" / name).parent.mkdir(parents=True)
+    (workplace / "mine" / name).write_text("words")
+    before = tree(workplace)
+    for begin in (compose, lambda run_dir: Experiment.load("saved", run_dir=run_dir)):
+        with pytest.raises(ConfigError, match=r"run_dir=mine: is not empty; name a folder that is new or empty$"):
+            begin(run_dir="mine")
+    assert tree(workplace) == before
+
+
+def test_an_empty_folder_is_taken(workplace):
+    (workplace / "run").mkdir()
+    with compose(run_dir="run") as experiment:
+        experiment.train(ROLLOUT)
+    assert RunDir(workplace / "run").info()["status"] == "finished"
+
+
+def test_a_run_that_is_refused_as_it_starts_leaves_nothing(workplace, monkeypatch):
+    with pytest.raises(ConfigError, match="nowhere"):
+        compose("init_from=nowhere", run_dir="deep/run")
+    monkeypatch.setattr(build, "make_pool", refuse)
+    with pytest.raises(ConfigError, match="refused"):
+        compose(run_dir="deep/run")
+    assert not list(workplace.iterdir())
+
+
+def refuse(*args):
+    raise ConfigError("refused")
+
+
+def too_many_files(*args):
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def dead_worker(*args):
+    raise WorkerError("worker 0 died")
+
+
+@pytest.mark.parametrize(
+    ("breaks", "kind", "words"),
+    [
+        (too_many_files, OSError, "OSError: [Errno 24] Too many open files"),  # the folder can be written all right
+        (dead_worker, WorkerError, "WorkerError: worker 0 died"),
+    ],
+)
+def test_a_run_that_breaks_as_it_starts_says_so(workplace, monkeypatch, breaks, kind, words):
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "make_pool", breaks)
+        with pytest.raises(kind):
+            compose(run_dir="run")
+    info = RunDir(workplace / "run").info()
+    assert (info["status"], info["error"]) == ("failed", words)
+    assert main(["resume", "run=run"]) == 0
+    info = RunDir(workplace / "run").info()
+    assert (info["status"], "error" in info) == ("finished", False)
+
+
+def test_loading_that_breaks_leaves_nothing(workplace, monkeypatch):
+    with compose() as experiment:
+        experiment.save("saved")
+    before = tree(workplace)
+    monkeypatch.setattr(build, "make_pool", too_many_files)
+    with pytest.raises(OSError, match="Too many open files"):
+        Experiment.load("saved", run_dir="deep/run")
+    assert tree(workplace) == before
+
+
+def full_disk(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_only_what_cannot_be_written_into_the_run_folder_is_called_so(workplace, monkeypatch):
+    def open_something(learner, metrics):
+        Path("no/such/file").read_text()
+
+    with compose(run_dir="one", hooks=[SimpleNamespace(after_update=open_something)]) as experiment:
+        with pytest.raises(FileNotFoundError):
+            experiment.train()
+        assert RunDir(workplace / "one").info()["error"].startswith("FileNotFoundError: ")
+    with compose(run_dir="two") as experiment:
+        monkeypatch.setattr(checkpoint, "_write_synced", full_disk)
+        with pytest.raises(ParlError, match=r"512: cannot be written \(No space left .* then parl resume run=two$"):
+            experiment.train()
+        assert "No space left" in RunDir(workplace / "two").info()["error"]
+    with pytest.raises(ConfigError, match=r"cannot write to .*No space left.* run_dir="):
+        compose(run_dir="three")
+    assert not (workplace / "three").exists()
+
+
+def test_weights_that_were_set_are_in_the_checkpoint_that_a_run_goes_on_from(workplace):
+    with compose("seed=7") as source:
+        weights, wanted = source.get_parameters(), weights_hash(source.policy)
+
+    def weights_in_the_run():
+        with Experiment.load("run") as experiment:
+            assert experiment.env_steps == 2 * ROLLOUT
+            return weights_hash(experiment.policy)
+
+    with compose(run_dir="run") as experiment:
+        experiment.train(2 * ROLLOUT)
+        trained = weights_in_the_run()
+        experiment.set_parameters(weights)
+        experiment.train(0)
+        assert weights_in_the_run() == wanted != trained
+        experiment.set_parameters({"default": "run/checkpoints/0"})
+        begun = weights_hash(experiment.policy)
+        experiment.hooks.append(Broken())
+        with pytest.raises(RuntimeError, match="the hook broke"):
+            experiment.train(ROLLOUT)
+        assert weights_in_the_run() == begun != wanted
+
+
+def test_while_it_trains_on_nothing_is_left_of_the_earlier_end(workplace):
+    seen = []
+    looks = SimpleNamespace(after_update=lambda learner, metrics: seen.append(RunDir(workplace / "run").info()))
+    with compose(run_dir="run", hooks=[looks]) as experiment:
+        experiment.train(ROLLOUT)
+        assert RunDir(workplace / "run").info()["reason"] == "budget"
+        experiment.train(ROLLOUT)
+    assert [info["status"] for info in seen] == ["running", "running"]
+    assert not {"reason", "env_steps", "wall_s", "return_mean", "best_eval"} & set(seen[1])
+
+
+def test_a_loaded_run_has_a_best_checkpoint_and_the_link_of_its_own(workplace):
+    words = [f"eval.every_steps={ROLLOUT}", "eval.episodes=1"]
+    with compose(*words, run_dir="first") as experiment:
+        experiment.train(2 * ROLLOUT)
+        experiment.save("saved")
+    edit_json(workplace / "saved/training.json", lambda state: state["eval"].update(best=1e6, last=1e6))
+    reseal(workplace / "saved")
+    with Experiment.load("saved", run_dir="second") as heir:
+        assert (workplace / "latest").resolve() == workplace / "second"
+        heir.train(ROLLOUT)
+        assert RunDir(workplace / "second").info()["best_eval"] == heir.eval.last
+    assert checkpoint.load(workplace / "second/checkpoints/best").env_steps == 3 * ROLLOUT
+    with Experiment.load("saved") as heir:  # there is no folder that could lack it
+        assert heir.eval.best == 1e6
+
+
 # ---- the end ----
+
+
+def test_all_is_closed_whatever_fails_to_close():
+    closed = []
+
+    def failing(name, close):
+        def close_and_fail():
+            close()
+            closed.append(name)
+            raise RuntimeError(f"{name} does not close")
+
+        return close_and_fail
+
+    experiment = compose()
+    experiment.evaluate(1)
+    experiment.evaluate(2)
+    parts = {"sinks": experiment.sinks, "pool": experiment.pool}
+    parts |= {f"eval {n}": part for n, part in enumerate(experiment._eval_vectorizers.values())}
+    for name, part in parts.items():
+        part.close = failing(name, part.close)
+    with pytest.raises(RuntimeError, match="does not close"):
+        experiment.close()
+    assert sorted(closed) == ["eval 0", "eval 1", "pool", "sinks"]
+
+
+def test_an_error_of_closing_does_not_hide_the_first_one(caplog):
+    def fail():
+        raise RuntimeError("it does not close")
+
+    experiment = compose()
+    close, experiment.pool.close = experiment.pool.close, fail
+    with pytest.raises(ZeroDivisionError), experiment:
+        raise ZeroDivisionError
+    assert "closing failed too (RuntimeError: it does not close)" in caplog.text
+    with pytest.raises(RuntimeError, match="it does not close"), experiment:
+        pass
+    close()
 
 
 def test_close_may_be_called_again_and_comes_with_an_exception():

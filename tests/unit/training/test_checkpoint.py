@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from parl_cli.errors import CheckpointError
+from parl_cli.errors import CheckpointError, WriteError
 from parl_cli.training import checkpoint
 from tests.helpers.runs import edit_json, reseal
 
@@ -79,7 +79,7 @@ def test_a_full_disk_leaves_no_new_checkpoint_and_the_old_ones(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint, "_write_synced", write_until_full)
     for name in ("640", "best"):
         calls.clear()
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(WriteError, match="No space"):
             save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert checkpoint.load(tmp_path / "best").env_steps == 1
@@ -96,7 +96,7 @@ def test_an_old_checkpoint_comes_back_if_the_new_one_cannot_take_its_place(tmp_p
 
     with monkeypatch.context() as patch:
         patch.setattr(type(tmp_path), "rename", fail)
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(WriteError, match="Input/output"):
             save(tmp_path / "best", env_steps=2)
     assert [path.name for path in tmp_path.iterdir()] == ["best"]
     assert checkpoint.load(tmp_path / "best").env_steps == 1

@@ -215,6 +215,16 @@ def test_without_an_interval_only_what_is_asked_for_is_written(tmp_path):
     assert steps(tmp_path) == [3]
 
 
+def test_a_checkpoint_of_this_step_with_other_weights_is_written_again(tmp_path):
+    saved = []
+    hook = CheckpointHook(tmp_path, lambda path: (saved.append(path.name), path.mkdir(exist_ok=True)), None, keep=1)
+    hook.write(FakeLearner())
+    hook.is_outdated = True
+    for _ in range(2):
+        hook.write(FakeLearner())
+    assert saved == ["0", "0"]
+
+
 def test_an_interval_shorter_than_an_update_is_a_checkpoint_per_update(tmp_path):
     hook, learner = checkpoint_hook(tmp_path, every_steps=1, keep=9), FakeLearner()
     for _ in range(3):

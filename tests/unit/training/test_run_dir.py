@@ -10,6 +10,7 @@ import pytest
 from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.training import run_dir
 from parl_cli.training.run_dir import RunDir
+from tests.helpers.runs import tree
 
 CONFIG = {"name": "test", "seed": 7, "env": {"id": "CartPole-v1"}}
 
@@ -39,6 +40,31 @@ def test_status_is_rewritten_and_the_rest_kept(run):
     assert not list(run.path.glob(".*"))
 
 
+@pytest.mark.parametrize("status", ["running", "failed"])
+def test_what_the_earlier_end_said_is_dropped_as_a_run_goes_on(run, status):
+    begun = run.info()
+    figures = {"reason": "budget", "env_steps": 64, "wall_s": 1.0, "return_mean": 2.0, "best_eval": 3.0}
+    run.set_status("finished", error="an old one", **figures)
+    run.set_status(status, resumed_at=[64])
+    assert run.info() == begun | {"status": status, "resumed_at": [64]}
+
+
+def test_why_it_failed_is_told_where_that_can_be_written(run, monkeypatch):
+    run.set_failed(ValueError("no such thing"))
+    assert (run.info()["status"], run.info()["error"]) == ("failed", "ValueError: no such thing")
+    run.set_failed(ValueError(), "in other words")
+    assert run.info()["error"] == "in other words"
+    monkeypatch.setattr(run_dir.Path, "write_text", full_disk)
+    run.set_failed(ValueError("unheard of"))
+    assert run.info()["error"] == "in other words"
+
+
+def test_the_config_can_be_written_anew(run):
+    run.set_config(CONFIG | {"seed": 8})
+    assert run.config() == CONFIG | {"seed": 8}
+    assert not list(run.path.glob(".*"))
+
+
 def test_latest_points_to_the_newest_run_and_a_users_own_is_kept(run):
     run.link_latest()
     second = RunDir.create(run.path.parent / "two", CONFIG, [])
@@ -60,11 +86,42 @@ def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
 
 
 def test_a_run_that_cannot_start_leaves_only_what_was_there_before(tmp_path, monkeypatch):
-    (tmp_path / "notes.txt").write_text("mine")
+    for name in ("notes.txt", "metrics.csv", "tensorboard/events"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = tree(tmp_path)
     monkeypatch.setattr(RunDir, "set_status", full_disk)
     with pytest.raises(ConfigError, match="No space left"):
         RunDir.create(tmp_path, CONFIG, [])
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert tree(tmp_path) == before
+    with pytest.raises(ConfigError, match="No space left"):
+        RunDir.create(tmp_path / "deep/run", CONFIG, [])
+    assert tree(tmp_path) == before
+
+
+def test_only_who_made_a_run_can_discard_it(run):
+    before = tree(run.path)
+    RunDir.open(str(run.path)).discard()
+    assert tree(run.path) == before
+    run.discard()
+    assert not run.path.exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints/64/policy.safetensors"])
+def test_what_is_left_of_a_run_is_not_taken_for_an_empty_folder(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("worth something")
+    before = tree(tmp_path)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RunDir.create(tmp_path, CONFIG, [])
+    assert tree(tmp_path) == before
+
+
+def test_a_folder_in_which_a_job_was_killed_as_it_began_is_taken_again(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("job.json", "console.log", "config.yaml"):
+        (tmp_path / name).write_text("{}")
+    assert RunDir.create(tmp_path, CONFIG, []).info()["status"] == "running"
 
 
 def full_disk(*args, **kwargs):
