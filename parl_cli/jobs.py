@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import logging
 import shlex
 import shutil
 import time
@@ -16,9 +17,9 @@ from typing import Any
 from parl_cli import build, plugins, registry
 from parl_cli.bench.candidates import winning_command
 from parl_cli.bench.measure import Bench
-from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig
+from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig, to_plain
 from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
-from parl_cli.errors import ConfigError
+from parl_cli.errors import CheckpointError, ConfigError
 from parl_cli.experiment import Experiment, changed, config_to_go_on
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics import console
@@ -31,6 +32,8 @@ from parl_cli.training import checkpoint
 from parl_cli.training.evaluate import EvaluationGroup, evaluate
 from parl_cli.training.run_dir import RunDir
 from parl_cli.training.video import VideoRecorder
+
+log = logging.getLogger(__name__)
 
 
 def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str]) -> float | None:
@@ -63,18 +66,20 @@ def resume_run(command: ResumeCommand) -> float | None:
 
 
 def _resume(run: RunDir, command: ResumeCommand) -> float | None:
+    checkpoint.tidy(run.checkpoints)  # a save that was cut off may have put the last one aside
     saved = None
     if command.step is not None:
         saved = checkpoint.load(run.checkpoints / str(command.step))
     elif checkpoint.numbered(run.checkpoints):
         saved = checkpoint.load(checkpoint.last(run.path))
-    values = run.config() if saved is None else saved.config
-    budget = values["total_steps"]
+    values = _own_config(run, saved)
+    budget = values.get("total_steps")
     values = changed(values, total_steps=command.total_steps, device=command.device)
     config = config_to_go_on(values, saved, command.plugins, _typed("resume", command))
     done = 0 if saved is None else saved.env_steps
     # killed or stopped between its last update and saying that it is finished: there is that left to do
-    is_left = run.info().get("status") in ("running", "interrupted") and config.total_steps >= budget
+    is_less = isinstance(budget, int) and config.total_steps < budget
+    is_left = run.info().get("status") in ("running", "interrupted") and not is_less
     if done >= config.total_steps and not is_left:
         raise ConfigError(
             f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
@@ -83,13 +88,31 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
     run.check_writable()
     if saved is None:  # killed before its first checkpoint: it begins again
         run.metrics.unlink(missing_ok=True)
+        run.set_config(to_plain(config))
         with Experiment.restart(config, run) as experiment:
             return _run(experiment)
     with Experiment(config, run) as experiment:
         experiment.restore(saved, replay=(command.checkpoint.env or config.checkpoint.env) == "replay")
+        run.set_config(to_plain(config))
         earlier = run.info().get("resumed_at")
         run.set_status("running", resumed_at=[*(earlier if isinstance(earlier, list) else []), done])
         return _run(experiment)
+
+
+def _own_config(run: RunDir, saved: checkpoint.Checkpoint | None) -> dict[str, Any]:
+    """The config that a run has by now: its checkpoint's, with the budget of config.yaml.
+
+    A resume with `total_steps` writes that into config.yaml as it begins; killed before its next checkpoint, the last
+    one still has the old budget.
+    """
+    try:
+        own = run.config()
+    except CheckpointError as error:
+        if saved is None:
+            raise CheckpointError(f"run={run.path}: has no checkpoint to resume from, and {error}") from None
+        log.warning("%s; total_steps is the checkpoint's, %s", error, saved.config.get("total_steps"))
+        return saved.config
+    return own if saved is None else changed(saved.config, total_steps=own.get("total_steps"))
 
 
 def evaluate_run(command: EvalCommand) -> dict[str, Any]:

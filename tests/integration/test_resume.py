@@ -13,8 +13,9 @@ import pytest
 from parl_cli import registry
 from parl_cli.cli import main
 from parl_cli.config import CheckpointConfig, DebugConfig, EnvConfig, ResumeCommand
-from parl_cli.errors import EnvError
+from parl_cli.errors import ConfigError, EnvError
 from parl_cli.jobs import resume_run, train_run
+from parl_cli.reports import load
 from parl_cli.training import checkpoint
 from parl_cli.training.run_dir import RunDir
 from tests.helpers.cli import parl
@@ -27,6 +28,7 @@ from tests.helpers.runs import (
     policy_hash,
     steady_rows,
     train,
+    tree,
 )
 from tests.helpers.vectorizers import of_python_envs
 
@@ -131,6 +133,91 @@ def test_a_finished_run_is_resumed_only_with_more_steps(tmp_path, monkeypatch, c
     assert main(["resume", "run=run", f"total_steps={8 * ROLLOUT}"]) == 0
     train(normalising_config(PENDULUM, 8), tmp_path / "straight")
     assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def killed_in_its_next_update(monkeypatch, job):
+    """Run a job, and break it off before it can save anything more."""
+    from parl_cli.training.learner import Learner
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", give_up)
+        with pytest.raises(KeyboardInterrupt):
+            job()
+
+
+def give_up(learner, rollouts):
+    raise KeyboardInterrupt  # as a second Ctrl-C does
+
+
+def budget(run):
+    return load.read(run).config["total_steps"]
+
+
+@pytest.mark.parametrize("updates", [8, 6])  # more and fewer than the 7 of before
+def test_a_new_budget_is_the_runs_own_from_the_first_moment(tmp_path, monkeypatch, updates):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(PENDULUM, 7), tmp_path / "run", stop_at=4)
+    new = ResumeCommand(run="run", total_steps=updates * ROLLOUT)
+    killed_in_its_next_update(monkeypatch, lambda: resume_run(new))
+    assert int(checkpoint.last(tmp_path / "run").name) == 4 * ROLLOUT
+    assert checkpoint.load(checkpoint.last(tmp_path / "run")).config["total_steps"] == 7 * ROLLOUT
+    assert budget(tmp_path / "run") == updates * ROLLOUT
+    killed_in_its_next_update(monkeypatch, lambda: resume_run(ResumeCommand(run="run")))
+    resume_run(ResumeCommand(run="run"))
+    assert steady_rows(tmp_path / "run")[-1]["env_steps"] == updates * ROLLOUT == budget(tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"finished, {updates * ROLLOUT} of {updates * ROLLOUT} steps"):
+        resume_run(ResumeCommand(run="run"))
+
+
+def test_a_finished_run_that_was_killed_as_it_went_on_equals_a_straight_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train_run(normalising_config(PENDULUM, 4), tmp_path / "run", [])
+    train(normalising_config(PENDULUM, 8), tmp_path / "straight")
+    more = ResumeCommand(run="run", total_steps=8 * ROLLOUT)
+    killed_in_its_next_update(monkeypatch, lambda: resume_run(more))
+    resume_run(ResumeCommand(run="run"))
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+    config = [(tmp_path / run / "config.yaml").read_text() for run in ("run", "straight")]
+    assert config[0] == config[1]
+
+
+def test_a_new_budget_counts_before_there_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(PENDULUM, 2), tmp_path / "run")
+    checkpoint.remove(checkpoint.last(tmp_path / "run"))
+    resume_run(ResumeCommand(run="run", total_steps=3 * ROLLOUT))
+    assert steady_rows(tmp_path / "run")[-1]["env_steps"] == 3 * ROLLOUT == budget(tmp_path / "run")
+
+
+def test_a_resume_that_is_refused_leaves_the_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(PENDULUM, 4), tmp_path / "run")
+    before = tree(tmp_path)
+    for less in (1, 4 * ROLLOUT):
+        with pytest.raises(ConfigError, match="finished"):
+            resume_run(ResumeCommand(run="run", total_steps=less))
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b""), lambda path: path.unlink()])
+def test_a_damaged_config_is_said_and_mended_from_the_checkpoint(tmp_path, monkeypatch, caplog, damage):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(PENDULUM, 4), tmp_path / "run", stop_at=2)
+    damage(tmp_path / "run" / "config.yaml")
+    resume_run(ResumeCommand(run="run"))
+    assert f"total_steps is the checkpoint's, {4 * ROLLOUT}" in caplog.text
+    assert budget(tmp_path / "run") == 4 * ROLLOUT
+
+
+def test_a_checkpoint_that_a_killed_save_had_put_aside_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(PENDULUM, 4), tmp_path / "whole")
+    train(normalising_config(PENDULUM, 4), tmp_path / "run", stop_at=2)
+    last = checkpoint.last(tmp_path / "run")
+    last.rename(last.with_name(f".{last.name}-0badcafe.old"))
+    resume_run(ResumeCommand(run="run"))
+    assert RunDir.open("run").info()["resumed_at"] == [2 * ROLLOUT]
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_a_run_that_was_stopped_in_its_last_update_is_finished_by_resume(tmp_path, monkeypatch, capsys):
