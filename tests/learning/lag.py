@@ -6,19 +6,30 @@
 Each run is `parl train algo=… env=cartpole actors=inline debug.policy_lag=… algo.vtrace=… seed=…`, with nothing else
 typed. The area is the mean over all metrics rows, which are equally far apart in env steps, of the mean return of the
 last 100 training episodes: the height of a curve, not its end. One row per (algorithm, lag, correction, seed, commit)
-is added to lag.csv; what is there is not run again, whatever the commit. LAG.md is written anew from the rows.
+is added to lag.csv; what is there is not run again (`--again`: unless it is of this commit). LAG.md is written anew
+from the newest row of each seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.learning.run import HERE, append_row, commit, parl, read_rows
+from tests.learning.run import (
+    HERE,
+    append_row,
+    commit,
+    commits,
+    is_there,
+    newest_per_seed,
+    over_seeds,
+    parl,
+    parse,
+    read_rows,
+)
 
 ROWS = HERE / "lag.csv"
 TABLE = HERE / "LAG.md"
@@ -29,6 +40,7 @@ LAGS = [0, 8]
 
 def run(algo: str, lag: int, vtrace: bool, seed: int) -> dict[str, Any]:
     """Train one seed and return its row."""
+    measured = commit()  # before training: what is committed meanwhile did not train
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         correction = f"algo.vtrace={str(vtrace).lower()}"
@@ -50,7 +62,7 @@ def run(algo: str, lag: int, vtrace: bool, seed: int) -> dict[str, Any]:
         "lag": lag,
         "vtrace": vtrace,
         "seed": seed,
-        "commit": commit(),
+        "commit": measured,
         "area": round(statistics.mean(returns), 1),
         "final_return": round(returns[-1], 1),
         "ess": round(statistics.mean(ess), 3) if ess else "",
@@ -59,6 +71,11 @@ def run(algo: str, lag: int, vtrace: bool, seed: int) -> dict[str, Any]:
 
 
 def write_table() -> None:
+    """Write LAG.md."""
+    TABLE.write_text(table(read_rows(ROWS)), encoding="utf-8")
+
+
+def table(rows: list[dict[str, str]]) -> str:
     """LAG.md: of the newest row of each seed, areas with and without the correction, and their difference."""
     lines = [
         "# Policy lag, with and without V-trace",
@@ -70,53 +87,43 @@ def write_table() -> None:
         "| algorithm | lag | area, V-trace on | V-trace off | difference | final, on / off | ESS | seeds | commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = read_rows(ROWS)
     for algo in ALGOS:
         for lag in LAGS:
             line = _line([row for row in rows if (row["algo"], row["lag"]) == (algo, str(lag))])
             if line:
                 lines.append(f"| `{algo}` | {lag} | {line} |")
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def _line(rows: list[dict[str, str]]) -> str:
-    on, off = ({row["seed"]: row for row in rows if row["vtrace"] == vtrace} for vtrace in ("True", "False"))
-    seeds = sorted(on.keys() & off.keys(), key=int)
+    both = [newest_per_seed(row for row in rows if row["vtrace"] == vtrace) for vtrace in ("True", "False")]
+    seeds = set.intersection(*({row["seed"] for row in side} for side in both))
+    on, off = ([row for row in side if row["seed"] in seeds] for side in both)
     if not seeds:
         return ""
-    areas = [[float(side[seed]["area"]) for seed in seeds] for side in (on, off)]
-    finals = [statistics.mean(float(side[seed]["final_return"]) for seed in seeds) for side in (on, off)]
-    ess = [float(on[seed]["ess"]) for seed in seeds if on[seed]["ess"]]
+    areas = [[float(row["area"]) for row in side] for side in (on, off)]
+    finals = [statistics.mean(float(row["final_return"]) for row in side) for side in (on, off)]
+    ess = [float(row["ess"]) for row in on if row["ess"]]
     cells = [
-        *map(_with_interval, areas),
-        _with_interval([a - b for a, b in zip(*areas, strict=True)]),
+        *(over_seeds(area, deviation=False) for area in areas),
+        over_seeds([a - b for a, b in zip(*areas, strict=True)], deviation=False),
         f"{finals[0]:.0f} / {finals[1]:.0f}",
         f"{statistics.mean(ess):.2f}",
         str(len(seeds)),
-        ", ".join(sorted({side[seed]["commit"] for side in (on, off) for seed in seeds})),
+        commits([*on, *off]),
     ]
     return " | ".join(cells)
 
 
-def _with_interval(values: list[float]) -> str:
-    from parl_cli.training.evaluate import bootstrap_interval
-
-    low, high = bootstrap_interval(values)
-    return f"{statistics.mean(values):.0f} [{low:.0f}, {high:.0f}]"
-
-
 def main() -> None:
     """Run what is asked for and not yet there, seed by seed, so that a stopped command leaves whole comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algos", nargs="*", default=ALGOS, help="default: all")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 1…N")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, "algos", ALGOS, 5)
     for seed in range(1, arguments.seeds + 1):
         for algo in arguments.algos:
             for lag in LAGS:
                 for vtrace in (True, False):
-                    wanted = {"algo": algo, "lag": str(lag), "vtrace": str(vtrace), "seed": str(seed)}
-                    if any(wanted.items() <= row.items() for row in read_rows(ROWS)):
+                    setting = {"algo": algo, "lag": lag, "vtrace": vtrace, "seed": seed}
+                    if is_there(read_rows(ROWS), arguments.again, **setting):
                         continue
                     row = run(algo, lag, vtrace, seed)
                     append_row(ROWS, FIELDS, row)

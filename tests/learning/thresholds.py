@@ -5,12 +5,12 @@
 
 Each run is `parl train experiment=truly_ppo_paper env=… algo=… seed=…`. A threshold counts as reached at the first
 metrics row whose mean return over the last 100 training episodes is at least it. One row per (env, algorithm, seed,
-commit) is added to thresholds.csv; rows that are there are not run again. THRESHOLDS.md is written anew from them.
+commit) is added to thresholds.csv; what is there is not run again (`--again`: unless it is of this commit).
+THRESHOLDS.md is written anew from the newest row of each seed.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -18,7 +18,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.learning.run import HERE, append_row, commit, parl, read_rows
+from tests.learning.run import (
+    HERE,
+    append_row,
+    commit,
+    commits,
+    is_there,
+    newest_per_seed,
+    over_seeds,
+    parl,
+    parse,
+    read_rows,
+)
 
 ROWS = HERE / "thresholds.csv"
 TABLE = HERE / "THRESHOLDS.md"
@@ -31,11 +42,13 @@ PAPER = {
     "half_cheetah": ["–", "374", "227", "266", "no figure"],
     "swimmer": ["721", "359", "221", "318", "no figure"],
 }
+SEEDS = 4  # an ordering of the algorithms is asked over so many
 EXTRA = {"half_cheetah": ["policy.log_std_init=-1.34"]}
 
 
 def run(env: str, algo: str, seed: int) -> dict[str, Any]:
     """Train one seed and return its row."""
+    measured = commit()  # before training: what is committed meanwhile did not train
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         choice = [f"env={env}", f"algo={algo}", f"seed={seed}", *EXTRA.get(env, ())]
@@ -46,7 +59,7 @@ def run(env: str, algo: str, seed: int) -> dict[str, Any]:
         "env": env,
         "algo": algo,
         "seed": seed,
-        "commit": commit(),
+        "commit": measured,
         "steps_to_threshold": reached[0] if reached else "",
         "final_return": round(curve[-1][1], 1),
         "best_return": round(max(value for _, value in curve), 1),
@@ -63,6 +76,11 @@ def read_curve(path: Path) -> Iterable[tuple[int, float]]:
 
 
 def write_table() -> None:
+    """Write THRESHOLDS.md."""
+    TABLE.write_text(table(read_rows(ROWS)), encoding="utf-8")
+
+
+def table(rows: list[dict[str, str]]) -> str:
     """THRESHOLDS.md: the median over seeds of the steps to the threshold, and the final return."""
     lines = [
         "# Steps to a threshold: PPO and the Truly PPO family",
@@ -72,43 +90,59 @@ def write_table() -> None:
         "within 1M counts as later than all others), the seeds that did, and the mean ± standard deviation of the same "
         "return at the end.",
         "",
+        _what_is_there(rows),
+        "",
         "| env | threshold | algorithm | steps (k), ours | reached | steps (k), paper | final return | commits |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    rows = read_rows(ROWS)
     for env, threshold in THRESHOLDS.items():
         for algo, paper in zip(ALGOS, PAPER[env], strict=True):
-            own = [row for row in rows if row["env"] == env and row["algo"] == algo]
+            own = _newest(rows, env, algo)
             if own:
                 lines.append(f"| {env} | {threshold} | `{algo}` | {_summary(own, paper)} |")
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return "\n".join(lines) + "\n"
+
+
+def _newest(rows: list[dict[str, str]], env: str, algo: str) -> list[dict[str, str]]:
+    return newest_per_seed(row for row in rows if (row["env"], row["algo"]) == (env, algo))
+
+
+def _what_is_there(rows: list[dict[str, str]]) -> str:
+    """Which of the planned seeds have a row, and what that is worth."""
+    count, parts = 0, []
+    for env in THRESHOLDS:
+        seeds = {algo: [int(row["seed"]) for row in _newest(rows, env, algo)] for algo in ALGOS}
+        count += sum(seed <= SEEDS for own in seeds.values() for seed in own)
+        there = [f"`{algo}` {', '.join(map(str, own))}" for algo, own in seeds.items() if own]
+        parts.append(f"{env} ({'; '.join(there) or 'none'})")
+    planned = f"{len(THRESHOLDS)} envs × {len(ALGOS)} algorithms × {SEEDS} seeds"
+    return (
+        f"Planned: {planned}, {len(THRESHOLDS) * len(ALGOS) * SEEDS} runs. There: {count}, by env, algorithm and seed: "
+        f"{', '.join(parts)}. Fewer than {SEEDS} seeds prove nothing about an ordering of the algorithms."
+    )
 
 
 def _summary(own: list[dict[str, str]], paper: str) -> str:
     steps = [int(row["steps_to_threshold"] or 2**62) for row in own]
     median = statistics.median(steps)
     final = [float(row["final_return"]) for row in own]
-    spread = statistics.stdev(final) if len(final) > 1 else 0.0
     cells = [
         f"{median / 1000:.0f}" if median < 2**61 else "–",
         f"{sum(s < 2**62 for s in steps)} of {len(steps)}",
         paper,
-        f"{statistics.mean(final):.0f} ± {spread:.0f}",
-        ", ".join(sorted({row["commit"] for row in own})),
+        over_seeds(final, interval=False),
+        commits(own),
     ]
     return " | ".join(cells)
 
 
 def main() -> None:
     """Run what is asked for and not yet there, seed by seed, so that a stopped command leaves whole comparisons."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("envs", nargs="*", default=list(THRESHOLDS), help="default: all")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds 1…N")
-    arguments = parser.parse_args()
+    arguments = parse(__doc__, "envs", list(THRESHOLDS), SEEDS)
     for seed in range(1, arguments.seeds + 1):
         for env in arguments.envs:
             for algo in ALGOS:
-                if any((r["env"], r["algo"], r["seed"]) == (env, algo, str(seed)) for r in read_rows(ROWS)):
+                if is_there(read_rows(ROWS), arguments.again, env=env, algo=algo, seed=seed):
                     continue
                 row = run(env, algo, seed)
                 append_row(ROWS, FIELDS, row)

@@ -9,6 +9,7 @@ import pytest
 
 from parl_cli import registry
 from parl_cli.metrics.catalog import markdown_table
+from tests.learning import lag, run, thresholds
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,13 +36,15 @@ def test_layout_of_the_floor_plan_is_the_layout_of_the_package():
         assert f"`{room}/`" in plan
 
 
-def test_every_result_in_the_readme_was_written_by_the_results_command():
-    rows = [
-        line
-        for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-        if re.match(r"\| `[a-z_]+/[a-z0-9_]+` \|", line)
-    ]
-    assert rows
-    table = (ROOT / "tests" / "learning" / "RESULTS.md").read_text(encoding="utf-8")
-    for row in rows:
-        assert row in table
+def test_the_results_in_the_readme_are_those_the_results_command_wrote():
+    readme, results = (
+        re.findall(r"^\| `[a-z0-9_]+/[a-z0-9_]+` \|.*", file.read_text(encoding="utf-8"), re.MULTILINE)
+        for file in (ROOT / "README.md", ROOT / "tests" / "learning" / "RESULTS.md")
+    )
+    assert results
+    assert readme == results
+
+
+@pytest.mark.parametrize("module", [run, thresholds, lag], ids=lambda module: module.TABLE.name)
+def test_a_table_of_learning_is_what_its_command_writes_from_its_rows(module):
+    assert module.TABLE.read_text(encoding="utf-8") == module.table(run.read_rows(module.ROWS))
