@@ -20,6 +20,7 @@ from parl_cli.errors import EnvError, WorkerError
 CORES_VARIABLE = "PARL_CORES"  # the share of a job that runs beside others; `parl train -m` sets it
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups, version 2: "microseconds period" or "max period"
+_AWAY_S = 0.25  # past a deadline when it is looked at: more than a wait is late on a busy machine
 
 Reply = tuple[int, Any]  # (section, result, or the exception that was raised there)
 
@@ -39,6 +40,7 @@ class WorkerCalls:
         self.step_timeout_s = step_timeout_s
         self._owed = [0] * len(slices)
         self._deadlines = [0.0] * len(slices)
+        self._renewed = [0.0] * len(slices)  # the deadlines that were set a second time, as nobody had looked
         self._results: list[Any] = [None] * len(slices)
         self._errors: dict[int, BaseException] = {}  # by section, the first of each
         self._started = False
@@ -116,23 +118,30 @@ class WorkerCalls:
         """Take some answers in; TimeoutError when the clock passes `limit` first."""
         until = min(itertools.compress(self._deadlines, self._owed))
         replies = self._replies(max(0.0, min(until, limit) - time.monotonic()))
+        self._book(replies)
+        now = time.monotonic()
+        if now >= until:
+            self._look_for_hangs()
+        elif now >= limit and not replies:
+            raise TimeoutError(
+                f"{sum(map(bool, self._owed))} of {len(self.slices)} groups of envs did not answer in time"
+            )
+
+    def _book(self, replies: list[Reply]) -> None:
+        replaced = set()
         for section, result in replies:
-            if isinstance(result, Exception) and self._replace(section // self.num_groups, result):
-                return  # what else came from that worker is void
+            worker = section // self.num_groups
+            if worker in replaced:
+                continue  # what else came from it is void
+            if isinstance(result, Exception) and self._replace(worker, result):
+                replaced.add(worker)
+                continue
             self._owed[section] -= 1
             self._results[section] = result
             if isinstance(result, BaseException):
                 self._errors.setdefault(section, result)
             if self.num_groups > 1:
                 self._grant_time(section)
-        if replies:
-            return
-        if time.monotonic() >= until:
-            self._give_up()
-        elif time.monotonic() >= limit:
-            raise TimeoutError(
-                f"{sum(map(bool, self._owed))} of {len(self.slices)} groups of envs did not answer in time"
-            )
 
     def _grant_time(self, section: int) -> None:
         """A worker's sections wait for each other: the time of the next ones begins when one has answered."""
@@ -149,20 +158,41 @@ class WorkerCalls:
         self._unready = "the last call failed, so not all envs took it: call begin() or reset() first"
         raise error
 
-    def _give_up(self) -> None:
+    def _look_for_hangs(self) -> None:
+        """Give up on the worker that is latest, if it is past its deadline and has not answered meanwhile."""
+        while any(self._owed) and (replies := self._replies(0.0)):
+            self._book(replies)
         now = time.monotonic()
-        late = next(s for s, owed in enumerate(self._owed) if owed and self._deadlines[s] <= now) // self.num_groups
+        for section in self._late(now):
+            if now - self._deadlines[section] > _AWAY_S and self._deadlines[section] != self._renewed[section]:
+                # nobody looked for a while: suspended perhaps, and the workers too, so their time begins anew, once
+                timeout_s = self.step_timeout_s if self._started else self.start_timeout_s
+                self._deadlines[section] = self._renewed[section] = now + timeout_s
+        if self._late(now):
+            self._give_up(self._first_due() // self.num_groups)
+
+    def _first_due(self) -> int:
+        """The section whose answer must come first."""
+        return min((s for s, owed in enumerate(self._owed) if owed), key=self._deadlines.__getitem__)
+
+    def _late(self, now: float) -> list[int]:
+        return [section for section, owed in enumerate(self._owed) if owed and self._deadlines[section] <= now]
+
+    def _give_up(self, worker: int) -> None:
         key = "step_timeout_s" if self._started else "start_timeout_s"
-        fate = self._abandon(late)
-        self._lose(late, f"did not answer within {key}={getattr(self, key):g}; {fate}")
+        fate = self._abandon(worker)
+        self._lose(worker, f"did not answer within {key}={getattr(self, key):g}; {fate}")
 
     def _lose(self, worker: int, what: str) -> None:
-        """A worker is gone; where it cannot be replaced, so is the vectorizer: raises WorkerError."""
+        """A worker is gone; where it cannot be replaced, so is the vectorizer: raises WorkerError, or the cause."""
         error = WorkerError(f"worker {worker} ({span(self._envs_of(worker))}) {what}")
         if self._replace(worker, error):
             return
+        said = [self._errors[section] for section in self._sections_of(worker) if section in self._errors]
         with contextlib.suppress(EnvError):  # an env that complains while it is closed is not the news
             self.close()
+        if said:  # it could not make its envs, say, and ended
+            raise said[0] from error
         raise error
 
     def _sections_of(self, worker: int) -> range:

@@ -193,9 +193,11 @@ class SubprocessVectorizer(Vectorizer):
 
     def _replies(self, timeout_s: float) -> list[Reply]:
         # in lock-step all must answer, so one is waited for at a time: this process is woken less often
-        late = [section // self.num_groups for section, owed in enumerate(self._owed) if owed]
-        one = self._lock_step and self._bells is None
-        waiter = self._waiters[late[0]] if one else self._waiter_of_all
+        late = {section // self.num_groups for section, owed in enumerate(self._owed) if owed}
+        waiter = self._waiter_of_all
+        if self._lock_step and self._bells is None:
+            late = {self._first_due() // self.num_groups}
+            waiter = self._waiters[min(late)]
         if self._bells is not None and any(self._rung):
             parent = self._bells.num_workers
             if heard := self._bells.watch(self._heard, parent, self._waiter_of_all, self._look_s, timeout_s):
@@ -203,7 +205,7 @@ class SubprocessVectorizer(Vectorizer):
             timeout_s = 0.0
         ready = waiter.wait(timeout_s)
         replies = []
-        for worker in sorted(set(late[:1] if one else late)):
+        for worker in sorted(late):
             connection = self._connections[worker]
             if connection in ready:
                 replies.append(self._read(worker))
@@ -216,7 +218,7 @@ class SubprocessVectorizer(Vectorizer):
         self._clear_nudges(ready, late)
         return [reply for reply in replies if reply is not None]
 
-    def _clear_nudges(self, ready: list[Any], late: list[int]) -> None:
+    def _clear_nudges(self, ready: list[Any], late: set[int]) -> None:
         """Read what woke us and says no more, or the pipe would keep us awake. A death is found at the next call."""
         for worker, connection in enumerate(self._connections):
             if connection in ready and worker not in late:

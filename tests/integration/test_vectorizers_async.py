@@ -1,7 +1,12 @@
 """First-ready batches, groups of envs, and workers that are replaced."""
 
+import contextlib
 import dataclasses
 import multiprocessing
+import os
+import pathlib
+import sys
+import threading
 import time
 from functools import partial
 
@@ -161,6 +166,99 @@ def test_a_parent_that_waits_in_lock_step_sleeps(way):
         vectorizer.recv()
     assert len(looks) < 40 * 6
     vectorizer.close()
+
+
+def test_answers_that_come_with_a_failure_of_another_worker_count(way, tmp_path):
+    env_fns = [partial(FaultyEnv, raise_at=1, marker=str(tmp_path / "failed")), CountingEnv]
+    vectorizer = make(SubprocessVectorizer, env_fns, num_workers=2, max_restarts=1, step_timeout_s=3)
+    vectorizer.reset()
+    vectorizer.step(np.zeros(2, int))
+    vectorizer.step_async(np.zeros(2, int))
+    time.sleep(0.3)  # both answers are there
+    obs, *_, infos = vectorizer.step_wait()
+    assert obs.tolist() == [[0, 1, 0], [1, 0, 2]]
+    assert infos["lost"].tolist() == [True, False]
+    vectorizer.close()
+
+
+def test_a_replacement_that_takes_long_costs_no_healthy_worker(way, tmp_path):
+    """The others' answers lie in their pipes while the new worker starts, for longer than a step may take."""
+    env_fns = [partial(SlowAgain, str(tmp_path / "made")), CountingEnv]
+    vectorizer = make(SubprocessVectorizer, env_fns, num_workers=2, max_restarts=1, step_timeout_s=0.5)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(2, int))
+    step = vectorizer.recv()
+    assert step.mask.tolist() == [False, True]
+    assert vectorizer.restarts == 1
+    vectorizer.close()
+
+
+class SlowAgain(FaultyEnv):
+    """Raises in its first step, and is made again only slowly."""
+
+    def __init__(self, marker):
+        again = os.path.exists(marker)
+        time.sleep(1.5 * again)
+        super().__init__(raise_at=None if again else 0, marker=None if again else marker)
+
+
+def test_a_worker_that_hangs_is_noticed_while_others_always_have_an_answer(way):
+    env_fns = [*[partial(SleepEnv, step_s=0.002, length=10**6)] * 4, *[partial(FaultyEnv, hang_at=1)] * 2]
+    vectorizer = make(AsyncVectorizer, env_fns, num_workers=3, num_groups=2, batch_size=1, step_timeout_s=1)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(6, int))
+    until = time.monotonic() + 8
+    words = r"worker 2 \(envs 4 to 5\) did not answer within step_timeout_s=1; it was killed"
+    with pytest.raises(WorkerError, match=words):  # noqa: PT012 — somewhere in these
+        while time.monotonic() < until:
+            for env in vectorizer.recv().env_ids:
+                time.sleep(0.01)
+                vectorizer.send(np.zeros(1, int), env[None])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_a_run_that_was_suspended_keeps_workers_that_were_about_to_answer(way):
+    vectorizer = make(SubprocessVectorizer, [partial(SleepEnv, step_s=0.3)] * 2, num_workers=2, step_timeout_s=1.5)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(2, int))
+    workers = [psutil.Process(process.pid) for process in vectorizer._processes]
+    for worker in workers:
+        worker.suspend()
+    time.sleep(2)  # Ctrl-Z stops the parent as well, so it looks at the clock only after this
+    threading.Timer(0.3, lambda: [worker.resume() for worker in workers]).start()
+    assert vectorizer.recv().obs[:, 2].tolist() == [1, 1]
+    vectorizer.close()
+
+
+def test_time_begins_anew_only_once(way):
+    vectorizer = make(SubprocessVectorizer, [partial(SleepEnv, step_s=600)] * 2, num_workers=2, step_timeout_s=0.5)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(2, int))
+    time.sleep(1)
+    began = time.monotonic()
+    with pytest.raises(WorkerError, match=r"worker 0 \(env 0\) did not answer"):  # noqa: PT012 — as often as it likes
+        while time.monotonic() < began + 8:
+            with contextlib.suppress(TimeoutError):
+                vectorizer.recv(timeout=0.01)
+            time.sleep(0.4)  # never looked at in time
+
+
+def test_why_a_replacement_cannot_make_its_envs_is_said(way, tmp_path):
+    env_fns = [CountingEnv, partial(OnlyOnce, str(tmp_path / "made"))]
+    vectorizer = make(SubprocessVectorizer, env_fns, num_workers=2, max_restarts=1)
+    with pytest.raises(EnvError, match=r"^env 1 could not be made: RuntimeError: the port is in use"):
+        drive_on(vectorizer)
+    assert vectorizer.closed
+
+
+class OnlyOnce(FaultyEnv):
+    """Kills its worker in its third step, and cannot be made twice."""
+
+    def __init__(self, marker):
+        if os.path.exists(marker):
+            raise RuntimeError("the port is in use")
+        pathlib.Path(marker).touch()
+        super().__init__(kill_at=2)
 
 
 def test_one_failure_more_than_max_restarts_ends_it(way):
