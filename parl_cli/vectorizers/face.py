@@ -169,7 +169,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
     def _obs(self) -> Any:
         obs = self._blocks.obs
-        return unpack(self.single_observation_space, obs.copy() if self.copy else obs)
+        return unpack(self.single_observation_space, obs, copy=self.copy)
 
     def _check_idle(self) -> None:
         raise NotImplementedError
@@ -181,7 +181,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
             for row, final_info, info in rows or ():
                 env_id = ids[row]
                 if final_info is not None:
-                    final_obs = unpack(self.single_observation_space, self._blocks.final_obs[env_id].copy())
+                    final_obs = unpack(self.single_observation_space, self._blocks.final_obs[env_id], copy=True)
                     final = {"final_obs": final_obs, "final_info": final_info}
                     infos = self._add_info(infos, final, env_id)
                 infos = self._add_info(infos, info, env_id)

@@ -95,15 +95,16 @@ def has_nan(items: np.ndarray) -> bool:
     return bool(least != least)
 
 
-def unpack(space: spaces.Space, array: Any) -> Any:
-    """The array (or one element) as Gymnasium gives it: a dict or tuple of views where the space is one."""
-    if array.dtype.names is None:
-        return array
-    if isinstance(space, spaces.Dict):
-        return {key: unpack(part, array[key]) for key, part in parts_of(space)}
-    if isinstance(space, spaces.Tuple):
-        return tuple(unpack(part, array[key]) for key, part in parts_of(space))
-    return array
+def unpack(space: spaces.Space, array: Any, *, copy: bool = False) -> Any:
+    """The array (or one element) as Gymnasium gives it: a dict or tuple of arrays where the space is one.
+
+    They are views, strided and perhaps not aligned, which not every library takes; with `copy`, arrays of their own.
+    """
+    if array.dtype.names is not None and isinstance(space, spaces.Dict):
+        return {key: unpack(part, array[key], copy=copy) for key, part in parts_of(space)}
+    if array.dtype.names is not None and isinstance(space, spaces.Tuple):
+        return tuple(unpack(part, array[key], copy=copy) for key, part in parts_of(space))
+    return array.copy() if copy else array
 
 
 def write_batch(space: spaces.Space, batch: Any, rows: np.ndarray, name: str) -> None:

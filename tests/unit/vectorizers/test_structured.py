@@ -102,3 +102,14 @@ def test_nan_is_found_beside_the_largest_numbers_and_in_nothing(dtype):
     assert not has_nan(items)
     items[1, 1] = np.nan
     assert has_nan(items)
+
+
+def test_copies_of_the_parts_are_arrays_that_every_library_takes():
+    space = spaces.Dict(a=spaces.Box(0, 9, (3,), np.uint8), b=spaces.Tuple([spaces.Box(0, 9, (2,), np.float32)]))
+    _, dtype = item_layout(space, "observation")
+    batch = np.zeros(4, dtype)
+    views, copies = unpack(space, batch), unpack(space, batch, copy=True)
+    batch["b"]["0"] = 5.0
+    assert views["b"][0].max() == 5.0
+    assert copies["b"][0].max() == 0.0
+    assert all(part.flags.c_contiguous and part.flags.aligned for part in (copies["a"], copies["b"][0]))
