@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
+from parl_cli.metrics.control_groups import control_groups
+
 _MB = 1e6
-_CONTROL_GROUPS = Path("/sys/fs/cgroup")
-_OWN_GROUPS = Path("/proc/self/cgroup")
-# what version 2 and version 1 of control groups call: the limit, what is used, how much of that is cached files
-_NAMES_2 = ("memory.max", "memory.current", "inactive_file")
-_NAMES_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# what each version of control groups calls: the limit, what is used, how much of that is cached files
+_NAMES = {
+    2: ("memory.max", "memory.current", "inactive_file"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 
 
 def rss_mb(children: bool = True) -> float:
@@ -51,26 +52,8 @@ def _free_in_system() -> float:
 
 def _free_in_container() -> float:
     """What the tightest of this process's control groups leaves."""
-    return min((_free_in_group(folder, *names) for folder, names in _memory_groups()), default=math.inf)
-
-
-def _memory_groups() -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """The folders of the groups this process is in, from the innermost outwards, and what their files are called."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, names = (_CONTROL_GROUPS / "memory", _NAMES_1) if controllers else (_CONTROL_GROUPS, _NAMES_2)
-        # a container often sees the path that its group has outside; then only the root is there
-        inner = root / path.lstrip("/")
-        for folder in (inner, *inner.parents):
-            yield folder, names
-            if folder == root:
-                break
+    groups = control_groups("memory")
+    return min((_free_in_group(folder, *_NAMES[version]) for folder, version in groups), default=math.inf)
 
 
 def _free_in_group(folder: Path, limit_name: str, used_name: str, cache_name: str) -> float:

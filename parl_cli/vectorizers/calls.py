@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from parl_cli.errors import EnvError, WorkerError
+from parl_cli.errors import ConfigError, EnvError, WorkerError
+from parl_cli.metrics.control_groups import control_groups
 
 CORES_VARIABLE = "PARL_CORES"  # the share of a job that runs beside others; `parl train -m` sets it
 
-_CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups, version 2: "microseconds period" or "max period"
 _AWAY_S = 0.25  # past a deadline when it is looked at: more than a wait is late on a busy machine
 
 Reply = tuple[int, Any]  # (section, result, or the exception that was raised there)
@@ -214,15 +214,26 @@ def available_cores() -> int:
     """Cores this process may use: its affinity where the system has one, else all; fewer where a container says so.
 
     A job of a sweep is told its share.
+
+    Raises:
+        ConfigError: the share is not a number of cores.
     """
-    if CORES_VARIABLE in os.environ:
-        return int(os.environ[CORES_VARIABLE])
+    if (share := os.environ.get(CORES_VARIABLE)) is not None:
+        if not share.isdecimal() or int(share) < 1:
+            raise ConfigError(f"{CORES_VARIABLE}={share}: must be a whole number of cores, at least 1; or unset it")
+        return int(share)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min([cores, *(_quota(*group) for group in control_groups("cpu"))])))
+
+
+def _quota(folder: Path, version: int) -> float:
+    """Cores that a control group may keep busy; infinite where it sets no limit."""
+    names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
     try:
-        quota, period = _CPU_QUOTA.read_text().split()
-        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+        quota, period = (int(word) for name in names for word in (folder / name).read_text().split())
     except (OSError, ValueError):  # no such file, or "max": no limit
-        return cores
+        return math.inf
+    return quota / period if quota > 0 else math.inf  # -1, in version 1: no limit
 
 
 def span(ids: range) -> str:

@@ -4,7 +4,7 @@ import sys
 import psutil
 import pytest
 
-from parl_cli.metrics import memory
+from parl_cli.metrics import control_groups, memory
 
 
 @pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="elsewhere the figure is the peak")
@@ -50,8 +50,8 @@ def test_free_memory_is_what_the_system_says():
     ids=["version 2", "version 1"],
 )
 def test_free_memory_is_what_the_tightest_container_leaves(monkeypatch, tmp_path, own, folder, limit, used, cache):
-    monkeypatch.setattr(memory, "_CONTROL_GROUPS", tmp_path)
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(control_groups, "_CONTROL_GROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "own")
     (tmp_path / "own").write_text(own + "\n")
 
     def bound(place, bytes_free):
