@@ -73,6 +73,8 @@ class Bells:
 
     def any_rung(self) -> bool:
         """Whether some section has not done its step yet."""
+        with _fence:  # the flag that was just set is out before this look, or two could each leave it to the other
+            pass
         return any(self[section] == RUNG for section in range(self._sleepers))
 
     def watch(self, hear: Callable[[], Any], sleeper: int, waiter: Waiter, spin_s: float, timeout_s: float) -> Any:
