@@ -54,6 +54,7 @@ class ProcessActorsConfig(AsyncActorsConfig):
 class _Process(Running):
     process: BaseProcess = field(kw_only=True)
     connection: Connection = field(kw_only=True)
+    memory: SharedMemory = field(kw_only=True)
     slots: list[dict[str, np.ndarray]] = field(kw_only=True)
 
 
@@ -106,9 +107,8 @@ class ProcessActors(AsyncActors):
         share = worker.Share(self._recipe, envs, self._plan, self._weights_layout)
         process, connection = processes.start(self._context, worker.main, pickle.dumps(share), f"parl-actor-{index}")
         with contextlib.suppress(OSError):  # it is dead already, and will be heard of
-            memory.send(connection, process.pid)
-            self._weights.send(connection, process.pid)
-        memory.close_file()
+            memory.send(connection)
+            self._weights.send(connection)
         return _Process(
             index,
             incarnation,
@@ -117,6 +117,7 @@ class ProcessActors(AsyncActors):
             list(range(self.tickets.num_slots)),
             process=process,
             connection=connection,
+            memory=memory,
             slots=self._plan.slots(memory.buffer),
         )
 
@@ -142,6 +143,7 @@ class ProcessActors(AsyncActors):
         actor.process.kill()
         actor.process.join(_KILL_TIMEOUT_S)
         actor.connection.close()
+        actor.memory.close_file()
 
     def _end(self) -> list[str]:
         return _end(self._actors)
@@ -195,6 +197,7 @@ def _end(actors: list[_Process]) -> list[str]:
     for actor in actors:
         actor.process.join(_KILL_TIMEOUT_S)
         actor.connection.close()
+        actor.memory.close_file()
     return faults
 
 

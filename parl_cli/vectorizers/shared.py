@@ -13,9 +13,9 @@ from __future__ import annotations
 import mmap
 import os
 import secrets
+import socket
 import sys
 import tempfile
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 
 from parl_cli.errors import ConfigError
@@ -39,7 +39,10 @@ class SharedMemory:
             self._name = f"parl-{os.getpid()}-{secrets.token_hex(8)}"
             self.buffer = mmap.mmap(-1, size, tagname=self._name)
             return
-        self._file = tempfile.TemporaryFile(dir=_FOLDER)  # noqa: SIM115 — lives as long as workers may start
+        try:
+            self._file = tempfile.TemporaryFile(dir=_FOLDER)  # noqa: SIM115 — lives as long as workers may start
+        except OSError as error:
+            raise self._refusal(error) from None
         try:
             # reserve it now: memory that runs out later is a bus error in the middle of a step
             if hasattr(os, "posix_fallocate"):
@@ -49,18 +52,26 @@ class SharedMemory:
             self.buffer = mmap.mmap(self._file.fileno(), size)
         except OSError as error:
             self._file.close()
-            raise ConfigError(
-                f"{size / 2**20:,.1f} MB of shared memory for observations: {_FOLDER or tempfile.gettempdir()} cannot "
-                f"hold it ({error.strerror}); lower num_envs, use vectorizer=thread, or give the container a larger "
-                "--shm-size"
-            ) from None
+            raise self._refusal(error) from None
 
-    def send(self, connection: Connection, pid: int | None) -> None:
-        """Give it to the process at the other end, which calls `receive`."""
+    def _refusal(self, error: OSError) -> ConfigError:
+        folder = _FOLDER or "the temporary folder"
+        return ConfigError(
+            f"{self.size / 2**20:,.1f} MB of shared memory for observations: {folder} cannot hold it "
+            f"({error.strerror}); lower num_envs, use vectorizer=thread, or give the container a larger "
+            "--shm-size"
+        )
+
+    def send(self, connection: Connection) -> None:
+        """Give it to the process at the other end, which calls `receive`; before it has, the file must not be closed.
+
+        `multiprocessing.reduction` would wait for a byte that says so, on macOS, in the same pipe as the answers.
+        """
         if sys.platform == "win32":
             connection.send_bytes(self._name.encode())
-        else:
-            reduction.send_handle(connection, self._file.fileno(), pid)
+            return
+        with _as_socket(connection) as pipe:
+            socket.send_fds(pipe, [b"m"], [self._file.fileno()])
 
     def close_file(self) -> None:
         """Forget the descriptor; the memory stays for as long as something maps it. May be called again."""
@@ -72,8 +83,15 @@ def receive(connection: Connection, size: int) -> mmap.mmap:
     """Map what the other end sends with `SharedMemory.send`."""
     if sys.platform == "win32":
         return mmap.mmap(-1, size, tagname=connection.recv_bytes().decode())
-    descriptor = reduction.recv_handle(connection)
+    with _as_socket(connection) as pipe:
+        _, descriptors, _, _ = socket.recv_fds(pipe, 1, 1)
+    if not descriptors:
+        raise EOFError
     try:
-        return mmap.mmap(descriptor, size)
+        return mmap.mmap(descriptors[0], size)
     finally:
-        os.close(descriptor)
+        os.close(descriptors[0])
+
+
+def _as_socket(connection: Connection) -> socket.socket:
+    return socket.socket(fileno=os.dup(connection.fileno()))

@@ -33,6 +33,7 @@ from parl_cli.vectorizers.base import EnvFn, Vectorizer
 from parl_cli.vectorizers.bells import Bells
 from parl_cli.vectorizers.blocks import Blocks, Layout, buffer_size
 from parl_cli.vectorizers.calls import Reply, available_cores, span
+from parl_cli.vectorizers.description import EnvDescription
 from parl_cli.vectorizers.group import EpisodeSeed
 from parl_cli.vectorizers.shared import SharedMemory
 from parl_cli.vectorizers.waiting import Waiter
@@ -144,11 +145,14 @@ class SubprocessVectorizer(Vectorizer):
         listen = None if self._bells is None else (worker, self._spin_us, self._lock_step, *self._bells_place)
         self._submit(section, "attach", (self._memory.size, self._layout, self.slices[section], listen))
         try:
-            self._memory.send(self._connections[worker], self._processes[worker].pid)
+            self._memory.send(self._connections[worker])
         except OSError:
             self._report_death(worker)
-        if section == len(self.slices) - 1 and not self.max_restarts:
-            self._memory.close_file()
+
+    def _adopt(self, descriptions: list[EnvDescription]) -> None:
+        super()._adopt(descriptions)
+        if self._memory is not None and not self.max_restarts:
+            self._memory.close_file()  # all workers have it
 
     def _relaunch(self, worker: int) -> None:
         process, connection = self._processes[worker], self._connections[worker]

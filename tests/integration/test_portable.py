@@ -12,11 +12,13 @@ import pytest
 from parl_cli.vectorizers.processes import cause_of_death
 from tests.helpers.cli import TINY, parl
 
-# What is looked for with hasattr, getattr or isdir somewhere in parl; memfd_create, eventfd, pidfd_open and prctl are
-# used nowhere, and this shows it.
+# What is looked for with hasattr, getattr or isdir somewhere in parl, or may fail (prctl); memfd_create, eventfd and
+# pidfd_open are used nowhere, and this shows it. Descriptors that are sent are acknowledged, as on macOS.
 _SITE = """
     import ctypes, faulthandler, os, select, signal
+    from multiprocessing import reduction
 
+    reduction.ACKNOWLEDGE = True
     gone = {
         os: ["sched_getaffinity", "sched_setaffinity", "sched_yield", "posix_fallocate", "memfd_create", "eventfd",
              "pidfd_open"],

@@ -1,10 +1,13 @@
+import multiprocessing
 import os
 import sys
+from multiprocessing import reduction
 
 import numpy as np
 import pytest
 
 from parl_cli.errors import ConfigError
+from parl_cli.vectorizers import shared
 from parl_cli.vectorizers.shared import SharedMemory
 
 
@@ -37,3 +40,29 @@ def test_a_refused_reservation_leaves_no_descriptor_open():
             SharedMemory(2**50)
     after = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
     assert after == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file there")
+def test_a_folder_that_cannot_be_written_is_a_config_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(shared, "_FOLDER", str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"memory for observations: .*gone cannot hold it \(No such file"):
+        SharedMemory(4096)
+
+
+def test_memory_is_sent_among_messages_that_go_both_ways(monkeypatch):
+    """As macOS has it, where `reduction` takes the next byte from the other end for an acknowledgement."""
+    monkeypatch.setattr(reduction, "ACKNOWLEDGE", True, raising=False)
+    memory = SharedMemory(4096)
+    ours, theirs = multiprocessing.Pipe()
+    with ours, theirs:
+        theirs.send("an answer")
+        for number in range(2):
+            ours.send(number)
+            memory.send(ours)
+        for number in range(2):
+            assert theirs.recv() == number
+            with shared.receive(theirs, 4096) as received:
+                received[number] = 9
+        assert ours.recv() == "an answer"
+    memory.close_file()
+    assert bytes(memory.buffer[:3]) == b"\x09\x09\x00"
