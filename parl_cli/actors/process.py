@@ -177,7 +177,7 @@ def _said_by(actor: _Process) -> list[Any]:
         if actor.process.is_alive():
             return said
     actor.process.join(_KILL_TIMEOUT_S)
-    return [*said, Failed("WorkerError", processes.cause_of_death(actor.process.exitcode))]
+    return [*said, Failed("WorkerError", processes.cause_of_death(actor.process.exitcode, starting=not actor.ready))]
 
 
 def _end(actors: list[_Process]) -> list[str]:

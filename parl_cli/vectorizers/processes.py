@@ -10,6 +10,7 @@ import faulthandler
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
@@ -19,6 +20,7 @@ from typing import Any
 
 _STACK_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
 _STACK_TIMEOUT_S = 0.2
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _STARTING = threading.Lock()  # the environment is the whole process's, and several threads may start processes
 
 # read once, when a maths library is loaded; one thread per process, because the processes are the parallelism
@@ -46,13 +48,24 @@ def start(context: Any, main: Callable[..., None], payload: bytes, name: str) ->
     Returns:
         The process, and this end of a pipe to it.
     """
-    with _STARTING, _one_thread_each(), _signals_held():
-        ours, theirs = context.Pipe()
-        # not daemonic: it may start processes of its own
-        process = context.Process(target=main, args=(theirs, payload), name=name, daemon=False)
-        process.start()
-        theirs.close()  # or this process would hold the pipe open, and never read end-of-file
-    return process, ours
+    process = ours = theirs = None
+    try:
+        with _STARTING, _one_thread_each(), _signals_held():
+            ours, theirs = context.Pipe()
+            # not daemonic: it may start processes of its own
+            process = context.Process(
+                target=_run, args=(_tied(context), main, theirs, payload), name=name, daemon=False
+            )
+            process.start()
+            theirs.close()  # or this process would hold the pipe open, and never read end-of-file
+        return process, ours
+    except BaseException:  # Ctrl-C, say: nobody would know of the process, and this one would wait for it at its end
+        if process is not None and process.pid is not None:
+            process.kill()
+        for end in (ours, theirs):
+            if end is not None:
+                end.close()
+        raise
 
 
 def has_more(connection: Connection) -> bool:
@@ -75,20 +88,21 @@ def kill_showing_stack(process: BaseProcess) -> str:
     return fate
 
 
-def cause_of_death(exitcode: int | None) -> str:
-    """What a process's exit code says, as the end of a sentence."""
+def cause_of_death(exitcode: int | None, *, starting: bool = False) -> str:
+    """What a process's exit code says, as the end of a sentence; `starting`: it was never ready."""
+    when = " before it was ready" if starting else ""
     if exitcode is None:
-        return "closed its pipe and does not answer"
+        return f"closed its pipe{when} and does not answer"
     if exitcode >= 0:
         hint = "; its own output says more"
-        if exitcode == 1:
+        if exitcode == 1 and starting:
             hint += '. A script that starts workers does so under `if __name__ == "__main__":`'
-        return f"exited with code {exitcode}{hint}"
+        return f"exited with code {exitcode}{when}{hint}"
     try:
         name = signal.Signals(-exitcode).name
     except ValueError:
         name = f"signal {-exitcode}"
-    return f"was killed by {name}" + (", often a sign of too little memory," if name == "SIGKILL" else "")
+    return f"was killed by {name}{when}" + (", often a sign of too little memory" if name == "SIGKILL" else "")
 
 
 @contextlib.contextmanager
@@ -120,16 +134,36 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def _tied(context: Any) -> bool:
+    """Whether the kernel may kill the processes that this thread starts as soon as this *thread* has ended.
+
+    It may where this is the main thread, which ends with its process; a fork server is another parent.
+    """
+    return (
+        sys.platform == "linux" and threading.get_native_id() == os.getpid() and context.get_start_method() == "spawn"
+    )
+
+
 # ---- in the process ----
+
+
+def _run(tied: bool, main: Callable[..., None], connection: Connection, payload: bytes) -> None:
+    if tied:
+        import ctypes
+
+        with contextlib.suppress(AttributeError, OSError):  # no such call: the watcher is there as well
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    main(connection, payload)
 
 
 def settle() -> None:
     """What a process does first: leave signals to its parent, compute on one thread, die when the parent does."""
     _leave_signals_to_the_parent()
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # again, for what a fork server hands down
-    faulthandler.enable()  # a segfault in an env then says where
-    if _STACK_SIGNAL is not None:
-        faulthandler.register(_STACK_SIGNAL)  # and the parent asks where one hangs before it kills it
+    with contextlib.suppress(RuntimeError, ValueError, OSError):  # where standard error is closed
+        faulthandler.enable()  # a segfault in an env then says where
+        if _STACK_SIGNAL is not None:
+            faulthandler.register(_STACK_SIGNAL)  # and the parent asks where one hangs before it kills it
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
@@ -142,9 +176,10 @@ def _leave_signals_to_the_parent() -> None:
 
 
 def _die_with_parent() -> None:
-    """End this process when its parent ends, even while an env hangs.
+    """End this process when its parent ends, even while an env hangs; not while one holds the interpreter's lock.
 
-    Not PR_SET_PDEATHSIG: that is sent when the *thread* that started this process ends, and knows only Linux.
+    PR_SET_PDEATHSIG (in `_run`) ends it even then, but is sent when the *thread* that started this process ends, and
+    knows only Linux: it is set where that thread is the parent's main one.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

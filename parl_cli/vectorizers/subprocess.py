@@ -36,7 +36,7 @@ from parl_cli.vectorizers.calls import Reply, available_cores, span
 from parl_cli.vectorizers.description import EnvDescription
 from parl_cli.vectorizers.group import EpisodeSeed
 from parl_cli.vectorizers.shared import SharedMemory
-from parl_cli.vectorizers.waiting import Waiter
+from parl_cli.vectorizers.waiting import Waiter, bound_writes
 
 _CLOSE_TIMEOUT_S = 3.0
 _LONGEST_LOOK_S = 50e-6  # of the parent: who looks long looks busy, and the system may put both workers on one core
@@ -116,7 +116,15 @@ class SubprocessVectorizer(Vectorizer):
         self._rung = [False] * len(self.slices)
 
     def _start_process(self, worker: int, payload: bytes) -> tuple[BaseProcess, Connection]:
-        return processes.start(self._context, protocol.main, payload, f"parl-envs-{worker}")
+        try:
+            process, connection = processes.start(self._context, protocol.main, payload, f"parl-envs-{worker}")
+        except OSError as error:
+            raise ConfigError(
+                f"vectorizer.num_workers={len(self.slices) // self.num_groups}: worker {worker} cannot be started "
+                f"({error.strerror or error}); use fewer workers, or raise the limit (ulimit -n, ulimit -u)"
+            ) from None
+        bound_writes(connection, self.step_timeout_s)
+        return process, connection
 
     def _wait_for_all(self) -> Waiter:
         return Waiter([*self._connections, *(process.sentinel for process in self._processes)])
@@ -182,6 +190,8 @@ class SubprocessVectorizer(Vectorizer):
             message = bytes((protocol.CALL, index)) + self._pickled(section, method, args)
         try:
             self._connections[worker].send_bytes(message)
+        except BlockingIOError:  # the pipe is full, and was for `step_timeout_s`
+            self._give_up(worker)
         except OSError:
             self._report_death(worker)
 
@@ -260,8 +270,7 @@ class SubprocessVectorizer(Vectorizer):
     def _report_death(self, worker: int) -> None:
         process = self._processes[worker]
         process.join(_KILL_TIMEOUT_S)
-        when = "" if self._started else " before it was ready"
-        self._lose(worker, processes.cause_of_death(process.exitcode) + when)
+        self._lose(worker, processes.cause_of_death(process.exitcode, starting=not self._started))
 
     def _abandon(self, worker: int) -> str:
         return processes.kill_showing_stack(self._processes[worker])
@@ -285,22 +294,25 @@ def _own_options(options: dict[str, Any]) -> dict[str, Any]:
 def _end(workers: list[BaseProcess], connections: list[Connection]) -> list[str]:
     """Ask every worker to close its envs, wait a little, kill who is left. Returns what went wrong in the envs."""
     faults = []
-    for connection in connections:
-        with contextlib.suppress(OSError):  # it is dead already
-            connection.send_bytes(bytes((protocol.CALL, 0)) + pickle.dumps(("close", ())))
-    deadline = time.monotonic() + _CLOSE_TIMEOUT_S
-    for process, connection in zip(workers, connections, strict=False):
-        faults += _last_words(connection, deadline)
-        process.join(max(0.0, deadline - time.monotonic()))
-    for process in workers:
-        if process.is_alive():
-            process.kill()
-    for process in workers:
-        process.join(_KILL_TIMEOUT_S)
-        if not process.is_alive():
-            process.close()
-    for connection in connections:
-        connection.close()
+    try:
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it is dead already, or reads nothing
+                bound_writes(connection, _CLOSE_TIMEOUT_S / len(connections))
+                connection.send_bytes(bytes((protocol.CALL, 0)) + pickle.dumps(("close", ())))
+        deadline = time.monotonic() + _CLOSE_TIMEOUT_S
+        for process, connection in zip(workers, connections, strict=False):
+            faults += _last_words(connection, deadline)
+            process.join(max(0.0, deadline - time.monotonic()))
+    finally:  # also after one more Ctrl-C: nobody else ends them
+        for process in workers:
+            if process.is_alive():
+                process.kill()
+        for process in workers:
+            process.join(_KILL_TIMEOUT_S)
+            if not process.is_alive():
+                process.close()
+        for connection in connections:
+            connection.close()
     return faults
 
 

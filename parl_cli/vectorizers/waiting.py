@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import math
 import select
+import socket
+import struct
+import sys
 from collections.abc import Sequence
 from multiprocessing import connection as mp_connection
+from multiprocessing.connection import Connection
 from typing import Any
+
+_LONGEST_S = 86400.0  # poll counts milliseconds in a C int; who waits for longer asks again
 
 
 class Waiter:
@@ -29,8 +35,23 @@ class Waiter:
                 self._poll.register(descriptor, select.POLLIN)
 
     def wait(self, timeout_s: float = math.inf) -> list[Any]:
-        """The sources that have something to say (or are at their end); empty when the time is up."""
+        """The sources that have something to say (or are at their end); empty when the time, or a day, is up."""
+        timeout_s = min(timeout_s, _LONGEST_S)
         if self._poll is None:
-            return mp_connection.wait(self._sources, None if timeout_s == math.inf else timeout_s)
-        milliseconds = None if timeout_s == math.inf else math.ceil(timeout_s * 1000)
-        return [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(milliseconds)]
+            return mp_connection.wait(self._sources, timeout_s)
+        return [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(math.ceil(timeout_s * 1000))]
+
+
+def bound_writes(connection: Connection, timeout_s: float) -> None:
+    """Let a write to a pipe that is full fail with BlockingIOError after `timeout_s`, not wait for ever.
+
+    The pipe is one of both directions, a pair of sockets. Windows has no such limit for its pipes.
+    """
+    if sys.platform == "win32":
+        return
+    whole, part = divmod(round(min(max(timeout_s, 1e-3), _LONGEST_S) * 1e6), 10**6)
+    with socket.socket(fileno=connection.fileno()) as pair:
+        try:
+            pair.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", whole, part))
+        finally:
+            pair.detach()  # the descriptor stays the connection's

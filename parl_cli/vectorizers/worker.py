@@ -11,6 +11,7 @@ Imports that load numpy come after the signals and thread counts are set, hence 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import traceback
@@ -74,16 +75,21 @@ class _Service:
             self._connection.send_bytes(answer)
 
     def _make(self, makes: list[tuple]) -> None:
+        from parl_cli.errors import EnvError
         from parl_cli.vectorizers.group import EnvGroup
 
+        groups: list[EnvGroup] = []
         try:
-            groups = [EnvGroup(*make) for make in makes]
+            for make in makes:
+                groups.append(EnvGroup(*make))
+            messages = [_result_message(i, "__init__", group.description) for i, group in enumerate(groups)]
         except BaseException as error:
-            for index in range(len(makes)):
-                self._connection.send_bytes(_error_message(index, error))
-            return
-        for index, group in enumerate(groups):
-            self._connection.send_bytes(_result_message(index, "__init__", group.description))
+            for group in groups:
+                with contextlib.suppress(EnvError):  # what it says while it is closed is not the news
+                    group.close()
+            messages, groups = [_error_message(index, error) for index in range(len(makes))], []
+        for message in messages:
+            self._connection.send_bytes(message)
         self._groups = groups
 
     def _step(self, index: int) -> None:

@@ -587,16 +587,66 @@ def test_the_default_is_one_worker_per_core_of_the_affinity():
     vectorizer.close()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_more_workers_than_the_system_starts_are_a_config_error():
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.dup(0) for _ in range(9)]
+    for descriptor in free:
+        os.close(descriptor)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(free) + 1, hard))
+    try:
+        with pytest.raises(
+            ConfigError, match=r"^vectorizer\.num_workers=20: worker \d+ cannot be started \(Too many open"
+        ):
+            _subprocess([CountingEnv] * 20, num_workers=20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Locked(CountingEnv):
+    def __init__(self):
+        super().__init__()
+        self.metadata = {"lock": threading.Lock()}
+
+
+def test_an_env_whose_description_cannot_be_sent_is_an_error_that_says_so(within):
+    with pytest.raises(
+        EnvError, match=r"^what the envs gave for __init__ .* cannot be sent to another process: TypeErr"
+    ):
+        _subprocess([Locked] * 2)
+
+
+class Deaf(CountingEnv):
+    def load(self, data):
+        time.sleep(600)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit there")
+def test_an_argument_too_large_for_the_pipe_of_a_hanging_worker_does_not_block_for_ever(within):
+    vectorizer = make("async", [Deaf] * 2, num_workers=1, num_groups=2, step_timeout_s=1.5)
+    with pytest.raises(
+        WorkerError, match=r"^worker 0 \(envs 0 to 1\) did not answer within step_timeout_s=1\.5; it was k"
+    ):
+        vectorizer.call("load", b"x" * 10**6)
+    assert vectorizer.closed
+
+
 _SCRIPT = """
-    import signal, sys
+    import ctypes, signal, sys
     from functools import partial
     import numpy as np
     from gymnasium.vector import AutoresetMode
     from parl_cli.envs.toy import CountingEnv, SleepEnv, counting_seed
     from parl_cli.vectorizers import SubprocessVectorizer
 
+    class LockHolder(SleepEnv):
+        def step(self, action):
+            ctypes.PyDLL(None).sleep(int(self.step_s))
+
     if __name__ == "__main__":
-        env = partial(SleepEnv, step_s=float(sys.argv[1]))
+        env = partial(LockHolder if sys.argv[2] == "hold the lock" else SleepEnv, step_s=float(sys.argv[1]))
         vectorizer = SubprocessVectorizer(
             [env] * 4,
             num_workers=2,
@@ -617,7 +667,11 @@ _SCRIPT = """
         while steps_left:
             steps_left -= len(asked) == 2
             vectorizer.send(np.zeros(4, int))
-            vectorizer.recv()
+            try:
+                vectorizer.recv()
+            finally:
+                if sys.argv[2] == "close":
+                    vectorizer.close()
 """
 
 
@@ -660,6 +714,26 @@ def test_a_killed_parent_leaves_no_process_and_no_shared_memory(tmp_path, step_s
     process.communicate(timeout=10)
     assert _gone(pids)
     assert _shm() <= before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
+def test_a_killed_parent_leaves_no_process_that_holds_the_interpreters_lock(tmp_path):
+    process, pids = _start_script(tmp_path, "60", "hold the lock")
+    assert len(pids) == 2
+    time.sleep(0.3)
+    process.kill()
+    process.communicate(timeout=10)
+    assert _gone(pids)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")
+def test_a_second_ctrl_c_while_workers_are_asked_to_close_ends_everything(tmp_path):
+    process, pids = _start_script(tmp_path, "60", "close")
+    for wait_s in (0.3, 1.0):
+        time.sleep(wait_s)
+        os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=15)
+    assert _gone(pids)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")

@@ -2,8 +2,12 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import types
+
+import pytest
 
 from parl_cli.vectorizers import processes
 
@@ -16,6 +20,9 @@ class Context:
 
     def Pipe(self):  # noqa: N802
         return types.SimpleNamespace(), types.SimpleNamespace(close=lambda: None)
+
+    def get_start_method(self):
+        return "spawn"
 
     def Process(self, **options):  # noqa: N802
         return types.SimpleNamespace(start=self.started)
@@ -52,3 +59,41 @@ def test_processes_started_by_several_threads_leave_the_environment_as_it_was(mo
     second.join(10)
     assert seen == [dict.fromkeys(before, "1")] * 2
     assert threads_of_maths() == before
+
+
+def test_ctrl_c_while_a_process_starts_leaves_none(monkeypatch):
+    monkeypatch.setattr(processes, "_signals_held", contextlib.nullcontext)
+    happened = []
+
+    def started():
+        process.pid = 7
+        raise KeyboardInterrupt
+
+    process = types.SimpleNamespace(start=started, pid=None, kill=lambda: happened.append("killed"))
+    context = Context(None)
+    context.Pipe = lambda: [types.SimpleNamespace(close=lambda: happened.append("closed")) for _ in range(2)]
+    context.Process = lambda **options: process
+    with pytest.raises(KeyboardInterrupt):
+        processes.start(context, print, b"", "first")
+    assert happened == ["killed", "closed", "closed"]
+
+
+def test_a_script_without_a_main_guard_is_suspected_only_where_a_worker_never_was_ready():
+    starting = processes.cause_of_death(1, starting=True)
+    assert starting.startswith("exited with code 1 before it was ready; its own output says more. A script ")
+    assert processes.cause_of_death(1) == "exited with code 1; its own output says more"
+    assert "A script" not in processes.cause_of_death(3, starting=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_the_sign_of_too_little_memory_stands_last():
+    text = "was killed by SIGKILL before it was ready, often a sign of too little memory"
+    assert processes.cause_of_death(-9, starting=True) == text
+
+
+def test_a_process_without_standard_error_starts_all_the_same():
+    code = (
+        "import sys; sys.stderr = None; from parl_cli.vectorizers.processes import settle; settle(); print('settled')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "settled\n"
