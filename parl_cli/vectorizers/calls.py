@@ -1,8 +1,8 @@
 """Calls to workers and their answers: who owes one, until when, and what happens when it does not come.
 
 A *section* is some consecutive envs that are stepped as one job: an `EnvGroup`. A *worker* is a place where sections
-live, `num_groups` in each: this thread, another thread, another process. `WorkerCalls` keeps the books; how a call
-gets to a section and an answer comes back is up to a few hooks.
+live, `num_groups` in each: this thread, or another process. (Other threads are workers too, but share one section.)
+`WorkerCalls` keeps the books; how a call gets to a section and an answer comes back is up to a few hooks.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class WorkerCalls:
         raise NotImplementedError
 
     def _replies(self, timeout_s: float) -> list[Reply]:
-        """Some answers, waiting for the first of them; an empty list when the time is up or a worker was replaced."""
+        """Some answers, waiting for the first of them; an empty list when the time is up, or they need more of it."""
         raise NotImplementedError
 
     def _abandon(self, worker: int) -> str:

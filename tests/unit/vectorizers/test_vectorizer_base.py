@@ -1,7 +1,9 @@
 import dataclasses
 import inspect
 import itertools
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorWrapper
 
 from parl_cli import registry
 from parl_cli.config import parse_component, to_plain
-from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, counting_seed
+from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, counting_length, counting_seed
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.vectorizers import SerialVectorizer, ThreadVectorizer, Vectorizer
 
@@ -172,9 +174,118 @@ def test_a_thread_that_hangs_is_named_and_left_behind():
     assert vectorizer.closed
 
 
+def test_a_constructor_that_hangs_in_a_thread_is_named():
+    env_fns = [CountingEnv, CountingEnv, partial(FaultyEnv, hang_at=0, hang_s=0.4, where="init")]
+    words = r"worker 1 \(envs 1 to 2\) did not answer within start_timeout_s=0\.1; a thread"
+    with pytest.raises(WorkerError, match=words):
+        make(ThreadVectorizer, env_fns, num_workers=2, start_timeout_s=0.1)
+
+
+def test_threads_step_from_send_on():
+    stepped = threading.Event()
+
+    class Telling(CountingEnv):
+        def step(self, action):
+            stepped.set()
+            return super().step(action)
+
+    vectorizer = make(ThreadVectorizer, [Telling])
+    vectorizer.begin()
+    vectorizer.send(np.zeros(1, int))
+    assert stepped.wait(5)
+    vectorizer.close()
+
+
+def test_recv_may_time_out_in_an_autoreset_and_go_on():
+    vectorizer = make(ThreadVectorizer, [CountingEnv, partial(SleepEnv, step_s=0.0, reset_s=0.2)], num_workers=2)
+    vectorizer.begin()
+    step_until_the_end_of_episode_0_of_env_1(vectorizer)
+    with pytest.raises(TimeoutError):
+        vectorizer.recv(timeout=0.05)
+    step = vectorizer.recv()
+    assert step.ended[1]
+    assert step.obs[1].tolist() == [1, 1, 0]
+    assert vectorizer.episode_numbers[1] == 1
+    vectorizer.close()
+
+
+def step_until_the_end_of_episode_0_of_env_1(vectorizer):
+    """The last step is sent, not received."""
+    for _ in range(counting_length(1, 0) - 1):
+        vectorizer.send(np.zeros(2, int))
+        vectorizer.recv()
+    vectorizer.send(np.zeros(2, int))
+
+
+def test_an_autoreset_that_hangs_in_a_thread_is_named():
+    env_fns = [CountingEnv, partial(FaultyEnv, hang_at=1, hang_s=0.4, where="reset")]
+    vectorizer = make(ThreadVectorizer, env_fns, num_workers=2, step_timeout_s=0.1)
+    vectorizer.begin()
+    step_until_the_end_of_episode_0_of_env_1(vectorizer)
+    with pytest.raises(WorkerError, match=r"worker 1 \(env 1\) did not answer within step_timeout_s=0\.1"):
+        vectorizer.recv()
+
+
+def test_of_several_envs_that_fail_in_threads_the_first_is_named():
+    env_fns = [CountingEnv, lambda: FaultyEnv(raise_at=0), CountingEnv, lambda: FaultyEnv(raise_at=0)]
+    vectorizer = make(ThreadVectorizer, env_fns, num_workers=4)
+    vectorizer.begin()
+    vectorizer.send(np.zeros(4, int))
+    with pytest.raises(EnvError, match="env 1 failed in step"):
+        vectorizer.recv()
+    vectorizer.close()
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_an_env_is_only_ever_touched_by_its_own_thread(dropped):
+    seen = {env_id: [] for env_id in range(5)}
+
+    class Bound(CountingEnv):
+        def __init__(self, env_id):
+            super().__init__()
+            self.env_id = env_id
+            self.note()
+
+        def note(self):
+            seen[self.env_id].append(threading.current_thread())
+
+        def reset(self, **options):
+            self.note()
+            return super().reset(**options)
+
+        def step(self, action):
+            self.note()
+            return super().step(action)
+
+        def set_wrapper_attr(self, *args):
+            self.note()
+            return super().set_wrapper_attr(*args)
+
+        def close(self):
+            self.note()
+
+    vectorizer = make(ThreadVectorizer, [partial(Bound, env_id) for env_id in seen], num_workers=2)
+    threads = vectorizer._pool.threads
+    vectorizer.begin()
+    for _ in range(counting_length(0, 0)):
+        vectorizer.send(np.zeros(5, int))
+        vectorizer.recv()
+    vectorizer.call("note")
+    vectorizer.set_attr("length", 3)
+    if dropped:
+        del vectorizer
+    else:
+        vectorizer.close()
+    for thread in threads:
+        thread.join(2.0)
+    for env_id, touched in seen.items():
+        assert set(touched) == {threads[env_id >= 2]}
+        assert len(touched) >= 2 + counting_length(0, 0) + 3
+
+
 def test_a_vectorizer_that_is_dropped_ends_its_threads():
     vectorizer = make(ThreadVectorizer, [CountingEnv] * 2, num_workers=2)
-    threads = vectorizer._threads
+    threads = vectorizer._pool.threads
     del vectorizer
     for thread in threads:
         thread.join(2.0)
