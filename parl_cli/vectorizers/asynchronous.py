@@ -45,7 +45,7 @@ class AsyncVectorizer(SubprocessVectorizer):
             **options: see `SubprocessVectorizer`.
         """
         _check_batch_size(batch_size, len(env_fns))
-        batch_size = batch_size or max(1, len(env_fns) // num_groups)
+        batch_size = batch_size or max(1, len(env_fns) // max(1, num_groups))
         super().__init__(env_fns, num_groups=num_groups, batch_size=batch_size, **options)
 
     @classmethod

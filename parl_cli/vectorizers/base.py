@@ -92,6 +92,10 @@ class Vectorizer(GymnasiumFace):
         copy: bool = True,
     ) -> None:
         check_mode(observation_mode)
+        sizes = {"num_workers": num_workers, "num_groups": num_groups, "batch_size": batch_size}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: must be at least 1")
         self.env_fns = list(env_fns)
         self.num_envs = len(self.env_fns)
         if not self.env_fns:
@@ -335,7 +339,8 @@ class Vectorizer(GymnasiumFace):
             if not (self.restarts and self._lost.any()):
                 self._pending[:] = True
                 for section in range(len(self.slices)):
-                    self._call(section, "step", None, want_infos)
+                    if not self._was_lost(section):
+                        self._call(section, "step", None, want_infos)
                 return
             rows = self._ids
         else:
@@ -350,10 +355,16 @@ class Vectorizer(GymnasiumFace):
         rows = np.sort(rows[~self._lost[rows]])  # a new episode has begun in a lost env: there is nothing to step
         for section, mine in enumerate(self.slices):
             low, high = np.searchsorted(rows, (mine.start, mine.stop))
+            if self._was_lost(section):
+                continue
             if high - low == len(mine):
                 self._call(section, "step", None, want_infos)
             elif low < high:
                 self._call(section, "step", (rows[low:high] - mine.start).tolist(), want_infos)
+
+    def _was_lost(self, section: int) -> bool:
+        """Whether its worker was replaced, perhaps while another of its sections was called."""
+        return self.restarts > 0 and bool(self._lost[self.slices[section].start])
 
     def _checked_ids(self, env_ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(env_ids)

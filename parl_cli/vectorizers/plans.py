@@ -194,7 +194,7 @@ class EnvPlans:
         for row in over:
             self._end_episode(row)
             if self._mode is AutoresetMode.SAME_STEP:
-                finals[row] = self._infos[row]
+                finals[row] = dict(self._infos[row])  # an env may use its dict again
             else:
                 self._over[row] = True
                 self._num_over += 1

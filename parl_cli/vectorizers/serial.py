@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode
@@ -13,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.config import option
 from parl_cli.errors import EnvError
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
+from parl_cli.vectorizers.description import ObservationMode
 from parl_cli.vectorizers.group import EnvGroup, EpisodeSeed
 
 
@@ -31,7 +31,8 @@ class SerialVectorizer(Vectorizer):
         *,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         episode_seed: EpisodeSeed | None = None,
-        **options: Any,
+        observation_mode: ObservationMode = "same",
+        copy: bool = True,
     ) -> None:
         self._jobs: deque[tuple[str, tuple]] = deque()
         self._group: EnvGroup | None = None
@@ -43,7 +44,8 @@ class SerialVectorizer(Vectorizer):
             episode_seed=episode_seed,
             start_timeout_s=float("inf"),
             step_timeout_s=float("inf"),
-            **options,
+            observation_mode=observation_mode,
+            copy=copy,
         )
 
     @property

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from time import perf_counter, process_time
 from typing import Any, TypeVar
@@ -220,7 +220,7 @@ def race(
         for key, make in vectorizers.items():
             try:
                 vectorizer = make()
-                stack.callback(vectorizer.close)
+                stack.callback(_close, vectorizer)
                 steppers[key] = Stepper(vectorizer)
             except ParlError as error:
                 refused[key] = str(error).partition("\n")[0]
@@ -235,6 +235,12 @@ def race(
                     refused[key] = str(error).partition("\n")[0]
                 on_window()
     return {key: speed for key, speed in speeds.items() if key not in refused}, refused
+
+
+def _close(vectorizer: Vectorizer) -> None:
+    """End it; what an env complains of now changes nothing of what was measured."""
+    with suppress(EnvError):
+        vectorizer.close()
 
 
 def _measure(stepper: Stepper, seconds: float, meter: CpuMeter, speed: Speed) -> None:

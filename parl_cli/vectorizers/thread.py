@@ -24,6 +24,7 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.config import option
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
 from parl_cli.vectorizers.calls import Reply, available_cores, split
+from parl_cli.vectorizers.description import ObservationMode
 from parl_cli.vectorizers.plans import ENV_FAULTS, CallError, Calls, EnvPlans, EpisodeSeed, Plan
 
 _CLOSE_TIMEOUT_S = 3.0
@@ -54,7 +55,8 @@ class ThreadVectorizer(Vectorizer):
         num_workers: int | None = None,
         start_timeout_s: float = 120.0,
         step_timeout_s: float = 60.0,
-        **options: Any,
+        observation_mode: ObservationMode = "same",
+        copy: bool = True,
     ) -> None:
         self._jobs: deque[_Job] = deque()
         self._busy: list[int] = []  # the threads that were at work when they were last waited for in vain
@@ -66,7 +68,8 @@ class ThreadVectorizer(Vectorizer):
             episode_seed=episode_seed,
             start_timeout_s=start_timeout_s,
             step_timeout_s=step_timeout_s,
-            **options,
+            observation_mode=observation_mode,
+            copy=copy,
         )
 
     def _launch(self) -> None:

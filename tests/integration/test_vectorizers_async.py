@@ -321,3 +321,20 @@ def test_configs_of_subprocess_and_async_agree_where_they_overlap():
     mine = {f.name: f.default for f in dataclasses.fields(AsyncVectorizer.Config)}
     theirs = {f.name: f.default for f in dataclasses.fields(SubprocessVectorizer.Config)}
     assert {k: mine[k] for k in theirs if k != "name"} == {k: v for k, v in theirs.items() if k != "name"}
+
+
+@pytest.mark.parametrize("ids", [None, np.arange(4)])
+def test_no_group_of_a_worker_found_dead_while_sending_is_stepped(ids, way):
+    """Its envs have begun new episodes by then, whose first observation somebody must see before they act."""
+    vectorizer = make(AsyncVectorizer, [CountingEnv] * 4, num_workers=2, num_groups=2, batch_size=4, max_restarts=1)
+    with contextlib.closing(vectorizer):
+        vectorizer.begin()
+        vectorizer.send(np.zeros(4, int))
+        vectorizer.recv()
+        time.sleep(0.3)  # the workers sleep
+        vectorizer._processes[0].kill()
+        vectorizer._processes[0].join(10)
+        vectorizer.send(np.zeros(4, int), ids)
+        step = vectorizer.recv()
+        assert step.mask.tolist() == [False, False, True, True]
+        assert step.obs[:2, 2].tolist() == [0.0, 0.0]  # how many steps the episode has seen

@@ -55,6 +55,28 @@ def test_episodes_are_seeded_by_env_and_number_and_counted_up_at_the_autoreset()
     assert blocks.ended[0]
 
 
+def test_the_final_info_is_not_overwritten_by_an_env_that_uses_its_dict_again():
+    class OneDict(CountingEnv):
+        def __init__(self):
+            super().__init__()
+            self.info = {}
+
+        def reset(self, **kwargs):
+            obs, _ = super().reset(**kwargs)
+            self.info.clear()
+            return obs, self.info
+
+        def step(self, action):
+            *results, _ = super().step(action)
+            self.info["steps"] = self.info.get("steps", 0) + 1
+            return *results, self.info
+
+    group, _ = make_group(OneDict)
+    length = counting_length(0, 0)
+    told = [group.step(want_infos=True) for _ in range(length)]
+    assert told[-1] == [(0, {"steps": length}, {})]
+
+
 def test_return_and_length_add_up_the_rewards_of_the_episode():
     group, blocks = make_group(CountingEnv)
     length = counting_length(0, 0)

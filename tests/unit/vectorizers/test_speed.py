@@ -43,6 +43,16 @@ def test_a_window_counts_the_steps_that_came_and_leaves_nothing_under_way(cls):
     vectorizer.close()
 
 
+def test_an_env_that_complains_when_it_is_closed_spoils_no_measurement():
+    class Grumbling(CountingEnv):
+        def close(self):
+            raise RuntimeError("already closed")
+
+    speeds, refused = race({"serial": partial(make, env=Grumbling)}, 0.01, 1)
+    assert list(speeds) == ["serial"]
+    assert not refused
+
+
 def test_a_window_takes_one_step_of_slow_envs():
     vectorizer = make(env=partial(SleepEnv, step_s=0.02), num_envs=2)
     window = Stepper(vectorizer).run(0.0)

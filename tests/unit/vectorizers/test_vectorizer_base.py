@@ -15,7 +15,7 @@ from parl_cli import registry
 from parl_cli.config import parse_component, to_plain
 from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, counting_length, counting_seed
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
-from parl_cli.vectorizers import SerialVectorizer, ThreadVectorizer, Vectorizer
+from parl_cli.vectorizers import AsyncVectorizer, SerialVectorizer, ThreadVectorizer, Vectorizer
 
 CONF = Path(__file__).parents[3] / "conf" / "vectorizer"
 IN_PROCESS = pytest.mark.parametrize("cls", [SerialVectorizer, ThreadVectorizer])
@@ -36,7 +36,7 @@ def test_yaml_config_and_constructor_name_the_same_options(name):
     for base in itertools.takewhile(lambda base: base not in (Vectorizer, VectorWrapper), cls.__mro__):
         # a subclass hands on what it does not name
         named |= inspect.signature(base.__init__).parameters if "__init__" in vars(base) else {}
-    shared = {"self", "env_fns", "autoreset_mode", "episode_seed"}
+    shared = {"self", "env_fns", "autoreset_mode", "episode_seed", "observation_mode", "copy"}
     named = {key: p.default for key, p in named.items() if p.kind is not p.VAR_KEYWORD}
     assert {key: default for key, default in named.items() if key not in shared} == options
 
@@ -76,6 +76,26 @@ def test_the_runners_face_is_same_step_only(cls):
     with pytest.raises(ParlError, match="SAME_STEP only"):
         vectorizer.begin()
     vectorizer.close()
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (SerialVectorizer, {"num_groups": 2}),
+        (SerialVectorizer, {"max_restarts": 1}),
+        (ThreadVectorizer, {"batch_size": 1}),
+        (ThreadVectorizer, {"max_restarts": 1}),
+    ],
+)
+def test_an_option_of_another_vectorizer_is_none_of_these(cls, options):
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        make(cls, [CountingEnv], **options)
+
+
+@pytest.mark.parametrize("options", [{"num_workers": -1}, {"num_groups": 0}, {"batch_size": -1}])
+def test_sizes_below_one_are_refused(options):
+    with pytest.raises(ConfigError, match="must be at least 1"):
+        make(AsyncVectorizer, [CountingEnv], **options)
 
 
 def test_no_envs_is_a_config_error():
