@@ -180,7 +180,7 @@ def test_nobody_ever_reads_half_of_two_versions():
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=write_versions, args=(theirs, memory.size))
     process.start()
-    memory.send(ours, process.pid)
+    memory.send(ours)
     reader, versions = WeightsReader(SharedWeights(memory.buffer, layout)), set()
 
     class Policy:
