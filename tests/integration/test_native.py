@@ -48,7 +48,7 @@ def test_a_run_trains_resumes_and_evaluates_and_says_how_it_resumes(tmp_path):
     ("args", "words"),
     [
         (["env=pendulum"], "vectorizer=native: Pendulum-v1 has no batch of its own; use vectorizer=serial"),
-        (["env=cartpole_no_velocity"], "they go around single envs"),
+        (["env=cartpole_no_velocity"], "env=cartpole_no_velocity: is made of wrappers around single envs"),
         (["env=cartpole", "vectorizer.backend=jax"], "vectorizer.backend=jax: choose from envpool, gymnasium"),
         (["env=cartpole", "vectorizer.num_workers=2"], "num_workers"),
         (["env=gym", "env.id=phys2d/CartPole-v1"], "phys2d/CartPole-v1"),
