@@ -20,8 +20,6 @@ from parl_cli import plugins
 from parl_cli.errors import ConfigError, ParlError
 from parl_cli.sweeps.process import ALONE, STOP_WITHIN_S, watch_line
 
-_RESULTS = ("env_steps", "wall_s", "return_mean", "best_eval", "reason")  # of run.json
-
 
 def main(argv: Sequence[str]) -> int:
     """Do the job; the exit code means what that of `parl train` does."""
@@ -94,10 +92,10 @@ def _wait_until_free(run: Any) -> None:
 
 def _known(folder: Path) -> dict[str, Any]:
     """The figures that run.json has by now."""
-    from parl_cli.training.run_dir import RunDir
+    from parl_cli.training.run_dir import RESULTS, RunDir
 
     info = RunDir(folder).info()
-    return {name: info[name] for name in _RESULTS if name in info}
+    return {name: info[name] for name in RESULTS if name in info}
 
 
 if __name__ == "__main__":

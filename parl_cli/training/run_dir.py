@@ -30,7 +30,8 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-_OF_THE_END = ("error", "reason", "env_steps", "wall_s", "return_mean", "best_eval")  # of run.json: how it ended
+RESULTS = ("reason", "env_steps", "wall_s", "return_mean", "best_eval")  # of run.json, once the run has ended
+_OF_THE_END = ("error", *RESULTS)
 PACKAGES = ("torch", "gymnasium", "numpy", "hydra-core", "safetensors")
 
 
