@@ -29,9 +29,9 @@ from parl_cli.config import TrainConfig, option
 from parl_cli.functional.importance import effective_share
 from parl_cli.functional.losses import (
     approx_kl,
+    backward_of_mean,
     explained_variance,
     masked_mean,
-    mean_weights,
     normalize_advantage,
     value_loss,
 )
@@ -168,7 +168,7 @@ class A2C:
         value_losses = value_loss(value, value, batch["returns"])
         losses = policy_losses + config.value_coef * value_losses - entropy_coef * entropy
         self.optimizer.zero_grad()
-        losses.backward(mean_weights(losses, mask))
+        backward_of_mean(losses, mask)
 
         rows = {"loss/policy": policy_losses, "loss/value": value_losses, "policy/entropy": entropy}
         rows = {name: row.detach() for name, row in rows.items()} | {"log_ratio": log_ratio}

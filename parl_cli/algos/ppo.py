@@ -29,11 +29,11 @@ from parl_cli.config import TrainConfig, option
 from parl_cli.errors import ConfigError
 from parl_cli.functional.losses import (
     approx_kl,
+    backward_of_mean,
     explained_variance,
     kl_adaptive_lr,
     kl_penalty_coef,
     masked_mean,
-    mean_weights,
     normalize_advantage,
     ppo_clip_loss,
     value_loss,
@@ -233,7 +233,7 @@ class PPO:
             losses = torch.sub(losses, distribution.entropy(), alpha=now["entropy_coef"])
 
         self.optimizer.zero_grad()
-        losses.backward(mean_weights(losses, mask))
+        backward_of_mean(losses, mask)
         rows = {"loss/policy": policy_losses, "loss/value": value_losses, "log_ratio": log_ratio, **extra}
         rows = {name: row.detach() for name, row in rows.items()}
         if mask is not None:

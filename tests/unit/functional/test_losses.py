@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,11 +10,11 @@ from torch.autograd import gradcheck
 
 from parl_cli.functional.losses import (
     approx_kl,
+    backward_of_mean,
     explained_variance,
     kl_adaptive_lr,
     kl_penalty_coef,
     masked_mean,
-    mean_weights,
     normalize_advantage,
     ppo_clip_loss,
     value_loss,
@@ -52,16 +54,27 @@ def test_masked_rows_change_neither_the_mean_nor_its_gradient():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_mean_weights_start_the_backward_pass_of_the_mean(masked):
+def test_the_backward_pass_of_the_mean_needs_no_mean(masked):
     mask = some_mask(4, 3) if masked else None
     x, y = rand(4, 3, requires_grad=True), rand(4, 3, requires_grad=True)
     masked_mean(x.exp(), mask).backward()
-    y.exp().backward(mean_weights(y, mask))
+    backward_of_mean(y.exp(), mask)
     torch.testing.assert_close(y.grad, x.grad)
 
 
-def test_mean_weights_of_nothing_are_zeros():
-    assert not mean_weights(torch.ones(3), torch.zeros(3, dtype=torch.bool)).any()
+def test_the_backward_pass_imports_no_algebra():
+    """Which takes longer than all of a short run's learning."""
+    code = (
+        "import sys, torch; from parl_cli.functional.losses import backward_of_mean as backward; "
+        "backward(torch.ones(3, requires_grad=True) * 2, None); sys.exit('sympy' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_the_mean_of_nothing_moves_nothing():
+    x = torch.ones(3, requires_grad=True)
+    backward_of_mean(x.exp(), torch.zeros(3, dtype=torch.bool))
+    assert not x.grad.any()
 
 
 def test_masked_mean_of_nothing_is_zero():
