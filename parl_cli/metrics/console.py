@@ -7,6 +7,8 @@ the output is no terminal, tables become plain lines that are never wrapped, so 
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +18,15 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False)
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on in silence: whoever read is gone, but a run may be hours old. Rich would end the process."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for `print`, and for the flush at exit
+
+
+console = _Console(highlight=False)
 
 MAX_WIDTH = 124  # wider than this, a panel's labels and figures drift apart
 

@@ -1,5 +1,7 @@
 import io
 import logging
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
@@ -85,3 +87,17 @@ def test_log_records_say_what_they_are_and_are_not_wrapped(monkeypatch):
         "error: it broke",
         "error: it broke for good",
     ]
+
+
+def test_a_reader_that_leaves_does_not_end_the_run():
+    code = (
+        "import sys; from parl_cli.metrics.console import print_line\n"
+        "for line in sys.stdin:\n"
+        "    print_line(line); print(line, flush=True)\n"
+        "sys.stderr.write('went on to the end')"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        process.stdout.close()
+        _, complaints = process.communicate(b"first\nsecond\n", timeout=60)
+    assert (process.returncode, complaints) == (0, b"went on to the end")
