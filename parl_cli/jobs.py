@@ -20,7 +20,8 @@ from parl_cli.bench.measure import Bench
 from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig, to_plain
 from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
 from parl_cli.errors import CheckpointError, ConfigError
-from parl_cli.experiment import Experiment, changed, config_to_go_on
+from parl_cli.experiment import Experiment
+from parl_cli.experiment.making import changed, config_to_go_on
 from parl_cli.functional.noise import stream_key
 from parl_cli.metrics import console
 from parl_cli.metrics.jsonl import read_jsonl

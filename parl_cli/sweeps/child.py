@@ -61,7 +61,7 @@ def _train(folder: Path, modules: Sequence[str]) -> None:
     plugins.load(modules)
     from parl_cli import jobs  # torch, from here on
     from parl_cli.config import ResumeCommand
-    from parl_cli.experiment import config_to_go_on
+    from parl_cli.experiment.making import config_to_go_on
     from parl_cli.training.run_dir import RunDir
     from parl_cli.training.untrusted import MAX_JSON_BYTES, parse_json, read_file, refuse_live_text
 
