@@ -19,7 +19,7 @@ from parl_cli.bench.candidates import winning_command
 from parl_cli.bench.measure import Bench
 from parl_cli.config import BenchCommand, EvalCommand, ResumeCheckpointConfig, ResumeCommand, TrainConfig, to_plain
 from parl_cli.envs.factory import TEST_ROLE, check_rendering, env_spec
-from parl_cli.errors import CheckpointError, ConfigError
+from parl_cli.errors import CheckpointError, ConfigError, WriteError, writing
 from parl_cli.experiment import Experiment
 from parl_cli.experiment.making import changed, config_to_go_on
 from parl_cli.functional.noise import stream_key
@@ -164,7 +164,7 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
             "returns": result.returns.tolist(),
             "lengths": result.lengths.tolist(),
         }
-        (folder / "eval.json").write_text(json.dumps(report, indent=1) + "\n")
+        _write_json(folder / "eval.json", report)
     low, high = report["ci95"]
     shown = {
         "return": f"{report['mean_return']:.1f} ± {report['std_return']:.1f}",
@@ -228,8 +228,9 @@ def bench_job(config: TrainConfig, command: BenchCommand, overrides: Sequence[st
         train = winning_command(report.winner.candidate, config, overrides)
         data = {"argv": ["parl", "bench", *overrides]} | report.to_plain() | {"command": train}
         data["reason"] = reason(data)
-        (folder / "bench.json").write_text(json.dumps(data, indent=1) + "\n")
-        plot_bench(data, folder / "bench.png")
+        _write_json(folder / "bench.json", data)
+        with writing(folder / "bench.png"):
+            plot_bench(data, folder / "bench.png")
     print_report(data, console.short_path(folder), train)
     return data
 
@@ -317,10 +318,15 @@ def _eval_folder(command: EvalCommand, saved: Path) -> AbstractContextManager[Pa
 
 @contextmanager
 def _results_folder(folder: Path) -> Iterator[Path]:
-    """A folder for results; made before there are any, and gone again if it comes to nothing."""
+    """A folder for results; made before there are any, and gone again if it comes to nothing.
+
+    Raises:
+        ConfigError: it cannot be made, or what the block wrote with `errors.writing` cannot be written.
+    """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         yield folder
     except BaseException as error:
         for place in new:
@@ -328,11 +334,16 @@ def _results_folder(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(place, ignore_errors=True)
             with suppress(OSError):
                 place.rmdir()
-        if isinstance(error, OSError):
+        if isinstance(error, WriteError):
             raise ConfigError(
-                f"cannot write to {folder} ({error.strerror or error}); name another folder with output=FOLDER"
+                f"cannot write to {error.path} ({error.why}); name another folder with output=FOLDER"
             ) from None
         raise
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with writing(path):
+        path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def _now() -> str:

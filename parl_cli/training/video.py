@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parl_cli.errors import ConfigError
+from parl_cli.errors import ConfigError, writing
 
 EVEN = 2  # the codec wants even sides
 
@@ -24,6 +24,7 @@ class VideoRecorder:
 
     Raises:
         ConfigError: the extra `video` is missing, or the env renders nothing.
+        WriteError: the disk is full or read-only.
     """
 
     def __init__(self, vectorizer: Any, path: Path) -> None:
@@ -43,7 +44,8 @@ class VideoRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with writing(self.path):
+                self._writer.close()
 
     def capture(self) -> None:
         """Add a frame, unless the first episode is over."""
@@ -53,9 +55,11 @@ class VideoRecorder:
         if not isinstance(frame, np.ndarray) or frame.ndim != 3:
             raise ConfigError("video=true: this env renders no rgb_array frames; leave video out")
         height, width = (side // EVEN * EVEN for side in frame.shape[:2])
-        if self._writer is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fps = self.vectorizer.metadata.get("render_fps", 30)
-            self._writer = self._ffmpeg.write_frames(str(self.path), (width, height), fps=fps, macro_block_size=EVEN)
-            self._writer.send(None)
-        self._writer.send(np.ascontiguousarray(frame[:height, :width]))
+        fps = self.vectorizer.metadata.get("render_fps", 30)
+        with writing(self.path):
+            if self._writer is None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                size = (width, height)
+                self._writer = self._ffmpeg.write_frames(str(self.path), size, fps=fps, macro_block_size=EVEN)
+                self._writer.send(None)
+            self._writer.send(np.ascontiguousarray(frame[:height, :width]))

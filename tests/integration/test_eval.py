@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -196,6 +197,30 @@ def test_a_run_whose_eval_folder_cannot_be_made_wants_output(workplace, capsys):
     (workplace / "outputs/ppo_cartpole/one/eval").write_text("a file")
     before = tree(workplace)
     assert "output=FOLDER" in refused(["eval", "checkpoint=latest"], capsys)
+    assert tree(workplace) == before
+
+
+def test_a_file_that_cannot_be_replaced_is_named(workplace, capsys):
+    (workplace / "out/eval.json").mkdir(parents=True)
+    before = tree(workplace)
+    error = refused(["eval", "checkpoint=latest", "episodes=1", "output=out"], capsys)
+    assert "cannot write to out/eval.json (Is a directory); name another folder with output=FOLDER" in error
+    assert tree(workplace) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "work"),
+    [(["eval", "checkpoint=latest"], "evaluate"), (["bench", "env=cartpole"], "Bench.run")],
+    ids=["eval", "bench"],
+)
+def test_what_breaks_while_measuring_is_no_folder_that_cannot_be_written(command, work, workplace, monkeypatch):
+    def out_of_files(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(f"parl_cli.jobs.{work}", out_of_files)
+    before = tree(workplace)
+    with pytest.raises(OSError, match="Too many open files"):
+        main([*command, "output=out"])
     assert tree(workplace) == before
 
 
