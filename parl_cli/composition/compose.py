@@ -125,8 +125,8 @@ def presets_named(config: DictConfig) -> Iterator[None]:
         group = error.key.partition(".")[0]
         choices = config.hydra.runtime.choices
         for kind, way_out in (("tuned", "add tuned=null"), ("experiment", f"choose another {group}, or leave it out")):
-            file = options(kind).get(str(choices.get(kind)))
-            if file is not None and OmegaConf.select(OmegaConf.load(file), error.key) is not None:
+            files = _files_of(config, kind)
+            if files and OmegaConf.select(OmegaConf.load(files[0]), error.key) is not None:
                 raise ConfigError(
                     f"{kind}={choices[kind]} sets {error.key}, which {group}={choices.get(group)} does not have; "
                     f"{way_out}"
@@ -233,11 +233,16 @@ def check_hidden(config: DictConfig) -> None:
     """
     own = builtin_conf()
     choices: Mapping[str, Any] = config.hydra.runtime.choices
-    folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
     for group, option in choices.items():
-        files = [folder / f"{group}/{option}.yaml" for folder in folders]
-        files = [file for file in files if file.is_file()]
+        files = _files_of(config, group)
         for file in files[1:]:
             if not filecmp.cmp(files[0], file, shallow=False):
                 by = "parl's own option of that name" if files[0].is_relative_to(own) else files[0]
                 raise ConfigError(f"{group}={option}: {file} is hidden by {by}; give it another name")
+
+
+def _files_of(config: DictConfig, group: str) -> list[Path]:
+    """The files of a group's chosen option, in every folder that was searched; the first is the one that counts."""
+    option = config.hydra.runtime.choices.get(group)
+    folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
+    return [file for folder in folders if (file := folder / f"{group}/{option}.yaml").is_file()]

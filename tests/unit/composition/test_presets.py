@@ -7,8 +7,8 @@ from parl_cli.config import parse_component
 from parl_cli.errors import ConfigError, UnknownKeyError
 
 
-def composed(*overrides):
-    with session() as hydra:
+def composed(*overrides, config_dir=None):
+    with session(config_dir) as hydra:
         return compose(hydra, "train", overrides)
 
 
@@ -39,6 +39,18 @@ def test_a_pair_need_not_have_a_preset_and_may_take_that_of_another():
 )
 def test_a_key_that_a_preset_brought_is_not_laid_at_the_users_door(overrides, words):
     config = composed(*overrides)
+    with pytest.raises(ConfigError, match=words), presets_named(config):
+        raise UnknownKeyError("policy.normalize_obs", "choose from name, scale")
+
+
+@pytest.mark.parametrize("kind", ["tuned", "experiment"])
+def test_nor_is_one_that_a_preset_of_the_users_own_folder_brought(kind, tmp_path):
+    name = {"tuned": "ppo/mine", "experiment": "mine"}[kind]
+    file = tmp_path / kind / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\npolicy:\n  normalize_obs: true\n")
+    config = composed(f"{kind}={name}", config_dir=str(tmp_path))
+    words = f"^{kind}={name} sets policy.normalize_obs, which policy=mlp does not have; "
     with pytest.raises(ConfigError, match=words), presets_named(config):
         raise UnknownKeyError("policy.normalize_obs", "choose from name, scale")
 
