@@ -25,13 +25,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from parl_cli.config import option
 from parl_cli.errors import ConfigError, EnvError, ParlError
 from parl_cli.types import EnvStep
-from parl_cli.vectorizers.group import EpisodeSeed
+from parl_cli.vectorizers.plans import ENV_FAULTS, LARGEST_REWARD, EpisodeSeed
+from parl_cli.vectorizers.structured import has_nan
 
 WAY_OUT = "use vectorizer=serial"
 ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 CLOSED = "this vectorizer is closed: make a new one"
-
-_ENV_FAULTS = (Exception, SystemExit)  # an env may not end the process, but Ctrl-C may
 
 log = logging.getLogger(__name__)
 
@@ -101,8 +100,12 @@ class NativeVectorizer(VectorWrapper):
         self._warned = False
         self._answer: tuple[Any, ...] | None = None
         self._unready = "call begin() first"
+        self._seed: int | None = None
+        self._num_steps = 0  # since `begin`
+        self._actions = self._ids  # those of the step that is under way, to be told if it fails
         item = batch.single_observation_space
-        self._none_ended = np.zeros((0, *(item.shape or ())), item.dtype), self._return[:0], self._length[:0]
+        self._lead, self._shape, self._dtype = (n,), (n, *(item.shape or ())), item.dtype
+        self._none_ended = np.zeros((0, *self._shape[1:]), self._dtype), self._return[:0], self._length[:0]
 
     @classmethod
     def check(cls, options: Config, env_fns: Sequence[Any]) -> None:
@@ -125,10 +128,10 @@ class NativeVectorizer(VectorWrapper):
             obs [N, *item], a view that is valid until the next `send`.
         """
         self.episode_numbers[:] = 0 if episode_numbers is None else episode_numbers
-        seed = None
+        self._seed, self._num_steps = None, 0
         if self.episode_seed is not None:
-            seed = self.episode_seed(0, int(self.episode_numbers[0])) >> 1  # 31 bits: what C++ libraries take
-        obs = self._reset(seed=seed)
+            self._seed = self.episode_seed(0, int(self.episode_numbers[0])) >> 1  # 31 bits: what C++ libraries take
+        obs = self._reset(seed=self._seed)
         self._length[:] = 0
         self._return[:] = 0.0
         self._resting, self._answer = self._ids[:0], None
@@ -154,19 +157,30 @@ class NativeVectorizer(VectorWrapper):
             raise ParlError("send to envs that have not answered yet: call recv() first")
         if actions.shape != self._action_shape:
             raise ValueError(f"actions have shape {actions.shape}: must be {self._action_shape}")
+        self._actions = actions
+        self._num_steps += 1
         try:
             self._answer = self.env.step(actions)
-        except _ENV_FAULTS as error:
+        except ENV_FAULTS as error:
             self._fail("step", error)
 
     def recv(self, timeout: float | None = None) -> EnvStep:
-        """The step that was sent, rows in env_id order; arrays may be views that are valid until the next `send`."""
+        """The step that was sent, rows in env_id order; arrays may be views that are valid until the next `send`.
+
+        Raises:
+            EnvError: what the library returned is not as its spaces declare, or holds NaN; only `begin` can follow.
+        """
         if self._answer is None:
             raise ParlError("recv without send: no env was given an action")
-        obs, reward, terminated, truncated, infos = self._answer
-        self._answer = None
-        if type(obs) is not np.ndarray:  # an array of another library, JAX for one
-            obs, reward, terminated, truncated = map(np.asarray, (obs, reward, terminated, truncated))
+        answer, self._answer = self._answer, None
+        try:
+            obs, reward, terminated, truncated, infos = answer
+            # arrays of another library, JAX for one
+            if not type(obs) is type(reward) is type(terminated) is type(truncated) is np.ndarray:
+                obs, reward, terminated, truncated = map(np.asarray, (obs, reward, terminated, truncated))
+        except ENV_FAULTS as error:
+            self._fail("step", error)
+        self._check_step(obs, reward, terminated, truncated)
         ended = terminated | truncated
         self._return += reward
         self._length += self._one
@@ -189,6 +203,9 @@ class NativeVectorizer(VectorWrapper):
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._resting = over
             final_obs = obs.take(rows, 0)
+            if has_nan(final_obs):  # that a terminal step led to; the step after it is filler, but acts on it
+                obs = obs.copy()
+                obs[over] = 0
         else:
             obs, final_obs = self._reset_ended(obs, ended, truncated, infos)
             self._return[rows] = 0.0
@@ -206,8 +223,7 @@ class NativeVectorizer(VectorWrapper):
             return self._reset(options={"reset_mask": ended}), final_obs
         if self._before is None or "final_obs" in infos:
             self._before = None  # the library tells it, so nothing need stand in
-            final = infos["final_obs"][ended]
-            return obs, np.stack(final) if final.dtype == object else final  # Gymnasium's own: None in other rows
+            return obs, self._told(infos["final_obs"], ended, truncated)
         if truncated.any() and not self._warned:
             self._warned = True
             log.warning(
@@ -218,18 +234,59 @@ class NativeVectorizer(VectorWrapper):
         self._before[:] = obs
         return obs, stand_in
 
+    def _told(self, all_final: Any, ended: np.ndarray, truncated: np.ndarray) -> np.ndarray:
+        """The final observations of the envs that ended, of those that the library tells for all."""
+        try:
+            final = np.asarray(all_final)[ended]
+            final = np.stack(final) if final.dtype == object else final  # Gymnasium's own: None in other rows
+        except ENV_FAULTS as error:
+            self._fail("step", error)
+        if final.shape[1:] != self._shape[1:] or final.dtype != self._dtype:
+            must_be = f"{self._dtype} {[len(final), *self._shape[1:]]}"
+            self._break("step", f"final_obs of those that ended are {_about(final)}; must be {must_be}")
+        if has_nan(final) and has_nan(cut_off := final[truncated[ended]]):
+            env_id = int(truncated.nonzero()[0][_first_nan(cut_off)])
+            self._break("step", f"final_obs of env {env_id} holds NaN", env_id)
+        return final
+
     def _reset(self, **kwargs: Any) -> np.ndarray:
         try:
             obs = np.asarray(self.env.reset(**kwargs)[0])
-        except _ENV_FAULTS as error:
+        except ENV_FAULTS as error:
             self._fail("reset", error)
-        shape, dtype = self._none_ended[0].shape[1:], self._none_ended[0].dtype
-        if obs.shape != (self.num_envs, *shape) or obs.dtype != dtype:
-            raise EnvError(
-                f"{self.env} broke its contract: its observations are {obs.dtype} {list(obs.shape)}; the observation "
-                f"space says {dtype} {[self.num_envs, *shape]}"
-            )
+        if obs.shape != self._shape or obs.dtype != self._dtype:
+            self._break("reset", f"observations are {_about(obs)}; must be {self._dtype} {list(self._shape)}")
+        if has_nan(obs):
+            self._break("reset", f"observation of env {_first_nan(obs)} holds NaN")
         return obs
+
+    def _check_step(self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
+        """A cheap look at what all envs gave together; EnvError if it is not as declared."""
+        lead = self._lead
+        if obs.shape != self._shape or obs.dtype != self._dtype:
+            self._break("step", f"observations are {_about(obs)}; must be {self._dtype} {list(self._shape)}")
+        if reward.shape != lead or reward.dtype.kind not in "fiub":
+            self._break("step", f"rewards are {_about(reward)}; must be a number per env, {list(lead)}")
+        for name, flags in (("terminated", terminated), ("truncated", truncated)):
+            if flags.shape != lead or flags.dtype != np.bool_:
+                self._break("step", f"{name} is {_about(flags)}; must be bool {list(lead)}")
+        if not reward.dot(reward) <= LARGEST_REWARD:  # a NaN compares false
+            for env_id in (~(np.abs(reward) <= LARGEST_REWARD)).nonzero()[0].tolist():
+                self._break("step", f"reward {reward[env_id]} of env {env_id} is not a finite float32", env_id)
+        if has_nan(obs):
+            # a simulation that went wrong may end its episode with NaN, which nobody reads
+            is_next = self.autoreset_mode is AutoresetMode.SAME_STEP
+            for env_id in self._ids.tolist():
+                if (is_next or not terminated[env_id]) and has_nan(obs[env_id : env_id + 1]):
+                    self._break("step", f"observation of env {env_id} holds NaN", env_id)
+
+    def _break(self, method: str, what: str, env_id: int | None = None) -> NoReturn:
+        """Raise the EnvError that says what was wrong, and when."""
+        self._unready = "the last call failed: call begin() first"
+        details = f"seed {self._seed}, step {self._num_steps}"
+        if env_id is not None:
+            details += f", action {' '.join(str(self._actions[env_id]).split())[:200]}"
+        raise EnvError(f"{self.env} broke its contract in {method}: {what} ({details} of the batch)")
 
     def _fail(self, method: str, error: BaseException) -> NoReturn:
         self._unready = "the last call failed: call begin() first"
@@ -266,6 +323,15 @@ def _make_batch(env_fns: Sequence[Any], backend: str) -> VectorEnv:
     if make_vec is None:
         raise ConfigError(f"vectorizer=native: {env_fns[0]} has no make_vec(num_envs, backend); {WAY_OUT}")
     return make_vec(len(env_fns), backend)
+
+
+def _about(array: np.ndarray) -> str:
+    return f"{array.dtype} {list(array.shape)}"
+
+
+def _first_nan(items: np.ndarray) -> int:
+    """The first of the items that holds a NaN."""
+    return int(np.isnan(items).reshape(len(items), -1).any(axis=1).argmax())
 
 
 def _check(batch: VectorEnv) -> None:

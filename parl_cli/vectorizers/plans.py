@@ -33,9 +33,9 @@ Step = Callable[[Any], Any]  # of an env: action -> (obs, reward, terminated, tr
 RowInfo = tuple[int, dict | None, dict]  # (row, final info where the episode ended and was reset, info)
 
 ENV_FAULTS = (Exception, SystemExit)  # an env may not end the process, but Ctrl-C may
+LARGEST_REWARD = float(np.finfo(np.float32).max)
 _ALL: Any = slice(None)
 _LARGE_BYTES = 1024
-_LARGEST_REWARD = float(np.finfo(np.float32).max)
 
 
 class CallError(Exception):
@@ -310,7 +310,7 @@ class EnvPlans:
                 blocks.obs[where] = obs
         rewards = blocks.reward[where]
         flat = rewards.ravel()
-        if not flat.dot(flat) <= _LARGEST_REWARD:  # one cheap look at all; a NaN compares false
+        if not flat.dot(flat) <= LARGEST_REWARD:  # one cheap look at all; a NaN compares false
             self._check_rewards(rows, rewards, actions)
         if has_nan(blocks.obs[where]):
             self._check_observations(rows, actions)
@@ -329,7 +329,7 @@ class EnvPlans:
         return over
 
     def _check_rewards(self, rows: Sequence[int], rewards: np.ndarray, actions: Any) -> None:
-        good = (np.abs(rewards) <= _LARGEST_REWARD).reshape(len(rows), -1).all(axis=1)
+        good = (np.abs(rewards) <= LARGEST_REWARD).reshape(len(rows), -1).all(axis=1)
         for j in (~good).nonzero()[0].tolist():
             self._fail(rows[j], f"broke its contract: reward {rewards[j]} is not a finite float32", None, actions[j])
 

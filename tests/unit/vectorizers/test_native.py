@@ -281,8 +281,132 @@ def test_a_library_that_fails_is_told_with_its_traceback_and_can_begin_again(met
 def test_an_observation_that_is_not_as_declared_is_refused():
     batch = CountingBatch()
     batch.obs = batch.obs.astype(np.float64)
-    with pytest.raises(EnvError, match=r"broke its contract: its observations are float64 \[5, 3\]"):
+    words = (
+        r"broke its contract in reset: observations are float64 \[5, 3\]; must be float32 \[5, 3\] \(seed \d+, step 0"
+    )
+    with pytest.raises(EnvError, match=words):
         native(batch).begin()
+
+
+def put(index, env, value):
+    """A fault that writes a value into an array of what a step gives."""
+
+    def fault(answer):
+        answer[index][env] = value
+        return answer
+
+    return fault
+
+
+def replaced(index, change):
+    """A fault that puts another array in the place of one."""
+    return lambda answer: (*answer[:index], change(answer[index]), *answer[index + 1 :])
+
+
+class FaultyBatch(CountingBatch):
+    """Whose answers are spoilt by `fault` from step 3 on."""
+
+    def __init__(self, mode, fault):
+        super().__init__(mode)
+        self.fault, self.steps = fault, 0
+
+    def step(self, actions):
+        answer = super().step(actions)
+        self.steps += 1
+        return self.fault(answer) if self.steps >= 3 else answer
+
+
+FAULTS = {
+    "shape": (replaced(0, lambda obs: obs[:2]), r"observations are float32 \[2, 3\]; must be float32 \[5, 3\]"),
+    "dtype": (replaced(0, lambda obs: obs.astype(np.float64)), r"observations are float64 \[5, 3\]; must be float32"),
+    "a list": (replaced(0, lambda obs: obs.tolist()), r"observations are float64 \[5, 3\]; must be float32"),
+    "rewards": (replaced(1, lambda reward: reward[:, None]), r"rewards are float64 \[5, 1\]; must be a number per env"),
+    "words": (replaced(1, lambda reward: reward.astype(str)), r"rewards are <U32 \[5\]; must be a number per env"),
+    "flags": (replaced(2, lambda flags: flags.astype(int)), r"terminated is int64 \[5\]; must be bool \[5\]"),
+    "a flag": (replaced(3, lambda flags: True), r"truncated is bool \[\]; must be bool \[5\]"),
+    "NaN": (put(0, 1, np.nan), r"observation of env 1 holds NaN"),
+    "NaN reward": (put(1, 4, np.nan), r"reward nan of env 4 is not a finite float32"),
+    "large reward": (put(1, 2, -1e39), r"reward -1e\+39 of env 2 is not a finite float32"),
+}
+
+
+@every_mode
+@pytest.mark.parametrize(("fault", "words"), FAULTS.values(), ids=FAULTS)
+def test_a_step_that_is_not_as_declared_is_told_with_what_and_when(fault, words, mode):
+    vectorizer = native(FaultyBatch(mode, fault))
+    vectorizer.begin()
+    seed = EpisodeSeeds(1)(0, 0) >> 1
+    steps = play(vectorizer, 9)
+    next(steps), next(steps)
+    with pytest.raises(EnvError, match=rf"broke its contract in step: {words}.* \(seed {seed}, step 3[,) ]"):
+        next(steps)
+    with pytest.raises(ParlError, match=r"the last call failed: call begin\(\) first"):
+        vectorizer.send(np.zeros(N, int))
+    vectorizer.env.fault = lambda answer: answer
+    vectorizer.begin()
+    assert len(list(play(vectorizer, 9))) == 9
+
+
+def test_an_answer_that_lacks_a_part_is_a_failed_step():
+    vectorizer = native(FaultyBatch(DISABLED, lambda answer: answer[:4]))
+    vectorizer.begin()
+    with pytest.raises(EnvError, match=r"failed in step: ValueError: not enough values to unpack.*\n\nTraceback"):
+        list(play(vectorizer, 9))
+
+
+def spoil_ended(flag, of_final):
+    """Write NaN into what an episode's last step led to, where `flag` (2: terminated, 3: truncated) ended it."""
+
+    def fault(answer):
+        if answer[flag].any():
+            (answer[4]["final_obs"] if of_final else answer[0])[answer[flag], 2] = np.nan
+        return answer
+
+    return fault
+
+
+@every_mode
+def test_nan_that_a_terminal_step_led_to_is_let_through_and_at_a_time_limit_it_is_not(mode):
+    vectorizer = native(FaultyBatch(mode, spoil_ended(2, of_final=mode is SAME_STEP)))
+    vectorizer.begin()
+    seen = 0
+    for _, step in play(vectorizer, 40):
+        seen += np.isnan(step.final_obs).any(axis=1).sum()
+        assert not np.isnan(step.obs).any()  # nothing acts on it
+        np.nan_to_num(vectorizer.env.obs, copy=False)  # this batch counts in it
+    assert seen > 0
+    vectorizer = native(FaultyBatch(mode, spoil_ended(3, of_final=mode is SAME_STEP)))
+    vectorizer.begin()
+    with pytest.raises(
+        EnvError, match=r"(observation|final_obs) of env \d holds NaN \(seed \d+, step \d+, action \d of"
+    ):
+        list(play(vectorizer, 40))
+
+
+def test_nan_after_a_reset_is_told():
+    batch = CountingBatch()
+    vectorizer = native(batch)
+    reset = batch.reset
+    batch.reset = lambda **kwargs: (
+        reset(**kwargs)[0] * np.where(np.arange(N) == 3, np.nan, 1)[:, None].astype("f4"),
+        {},
+    )
+    with pytest.raises(EnvError, match="broke its contract in reset: observation of env 3 holds NaN"):
+        vectorizer.begin()
+
+
+def test_a_final_observation_of_another_shape_is_told():
+    def fault(answer):
+        if "final_obs" in answer[4]:
+            answer[4]["final_obs"] = answer[4]["final_obs"][:, :2]
+        return answer
+
+    vectorizer = native(FaultyBatch(SAME_STEP, fault))
+    vectorizer.begin()
+    with pytest.raises(
+        EnvError, match=r"final_obs of those that ended are float32 \[\d, 2\]; must be float32 \[\d, 3\]"
+    ):
+        list(play(vectorizer, 40))
 
 
 def test_what_has_no_batch_is_a_config_error():
