@@ -10,7 +10,6 @@ import faulthandler
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
@@ -20,7 +19,6 @@ from typing import Any
 
 _STACK_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
 _STACK_TIMEOUT_S = 0.2
-_PR_SET_PDEATHSIG = 1  # of prctl(2)
 _STARTING = threading.Lock()  # the environment is the whole process's, and several threads may start processes
 
 # read once, when a maths library is loaded; one thread per process, because the processes are the parallelism
@@ -53,9 +51,7 @@ def start(context: Any, main: Callable[..., None], payload: bytes, name: str) ->
         with _STARTING, _one_thread_each(), _signals_held():
             ours, theirs = context.Pipe()
             # not daemonic: it may start processes of its own
-            process = context.Process(
-                target=_run, args=(_tied(context), main, theirs, payload), name=name, daemon=False
-            )
+            process = context.Process(target=main, args=(theirs, payload), name=name, daemon=False)
             process.start()
             theirs.close()  # or this process would hold the pipe open, and never read end-of-file
         return process, ours
@@ -134,26 +130,7 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _tied(context: Any) -> bool:
-    """Whether the kernel may kill the processes that this thread starts as soon as this *thread* has ended.
-
-    It may where this is the main thread, which ends with its process; a fork server is another parent.
-    """
-    return (
-        sys.platform == "linux" and threading.get_native_id() == os.getpid() and context.get_start_method() == "spawn"
-    )
-
-
 # ---- in the process ----
-
-
-def _run(tied: bool, main: Callable[..., None], connection: Connection, payload: bytes) -> None:
-    if tied:
-        import ctypes
-
-        with contextlib.suppress(AttributeError, OSError):  # no such call: the watcher is there as well
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    main(connection, payload)
 
 
 def settle() -> None:
@@ -164,7 +141,10 @@ def settle() -> None:
         faulthandler.enable()  # a segfault in an env then says where
         if _STACK_SIGNAL is not None:
             faulthandler.register(_STACK_SIGNAL)  # and the parent asks where one hangs before it kills it
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        _let_the_kernel_kill_with(parent)
+        threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
 
 def _leave_signals_to_the_parent() -> None:
@@ -175,13 +155,26 @@ def _leave_signals_to_the_parent() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
 
 
-def _die_with_parent() -> None:
-    """End this process when its parent ends, even while an env hangs; not while one holds the interpreter's lock.
+def _let_the_kernel_kill_with(parent: Any) -> None:
+    """Have this process killed when its parent ends, even while an env holds the interpreter's lock. Linux only.
 
-    PR_SET_PDEATHSIG (in `_run`) ends it even then, but is sent when the *thread* that started this process ends, and
-    knows only Linux: it is set where that thread is the parent's main one.
+    The sentinel is a pipe whose other end the parent has; its end-of-file becomes a SIGKILL. PR_SET_PDEATHSIG would be
+    sent when the *thread* that started this process ends, or for a process of a fork server when that server does.
     """
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    with contextlib.suppress(
+        ImportError, AttributeError, OSError
+    ):  # no such call: the watching thread is there as well
+        import fcntl
+
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(parent.sentinel, fcntl.F_GETFL)
+        fcntl.fcntl(parent.sentinel, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if not parent.is_alive():  # since before
+            os._exit(1)
+
+
+def _die_with(parent: Any) -> None:
+    """End this process when its parent ends, even while an env hangs; not while one holds the interpreter's lock."""
+    parent.join()
+    os._exit(1)

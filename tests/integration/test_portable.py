@@ -12,10 +12,10 @@ import pytest
 from parl_cli.vectorizers.processes import cause_of_death
 from tests.helpers.cli import TINY, parl
 
-# What is looked for with hasattr, getattr or isdir somewhere in parl, or may fail (prctl); memfd_create, eventfd and
-# pidfd_open are used nowhere, and this shows it. Descriptors that are sent are acknowledged, as on macOS.
+# What is looked for with hasattr, getattr or isdir somewhere in parl, or may fail (F_SETSIG); memfd_create, eventfd,
+# pidfd_open and prctl are used nowhere, and this shows it. Descriptors that are sent are acknowledged, as on macOS.
 _SITE = """
-    import ctypes, faulthandler, os, select, signal
+    import ctypes, faulthandler, fcntl, os, select, signal
     from multiprocessing import reduction
 
     reduction.ACKNOWLEDGE = True
@@ -25,6 +25,7 @@ _SITE = """
         select: ["poll", "epoll"],
         signal: ["pthread_sigmask", "SIGUSR1", "pidfd_send_signal"],
         faulthandler: ["register"],
+        fcntl: ["F_SETSIG"],
     }
     for module, names in gone.items():
         for name in names:

@@ -1,5 +1,6 @@
 """Every registered vectorizer against Gymnasium's, against each other, and against envs that fail."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -636,6 +637,7 @@ def test_an_argument_too_large_for_the_pipe_of_a_hanging_worker_does_not_block_f
 _SCRIPT = """
     import ctypes, signal, sys
     from functools import partial
+    from threading import Thread
     import numpy as np
     from gymnasium.vector import AutoresetMode
     from parl_cli.envs.toy import CountingEnv, SleepEnv, counting_seed
@@ -647,13 +649,24 @@ _SCRIPT = """
 
     if __name__ == "__main__":
         env = partial(LockHolder if sys.argv[2] == "hold the lock" else SleepEnv, step_s=float(sys.argv[1]))
-        vectorizer = SubprocessVectorizer(
-            [env] * 4,
-            num_workers=2,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            episode_seed=counting_seed,
-            context=sys.argv[3],
-        )
+        made = []
+
+        def start():
+            made.append(SubprocessVectorizer(
+                [env] * 4,
+                num_workers=2,
+                autoreset_mode=AutoresetMode.SAME_STEP,
+                episode_seed=counting_seed,
+                context=sys.argv[3],
+            ))
+
+        if sys.argv[4] == "main":
+            start()
+        else:
+            thread = Thread(target=start)
+            thread.start()
+            thread.join()
+        vectorizer = made.pop()
         vectorizer.begin()
         print(*(process.pid for process in vectorizer._processes), flush=True)
         if sys.argv[2] == "leave":
@@ -675,12 +688,12 @@ _SCRIPT = """
 """
 
 
-def _start_script(tmp_path, *args, context="spawn"):
+def _start_script(tmp_path, *args, context="spawn", thread="main"):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(_SCRIPT))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     process = subprocess.Popen(
-        [sys.executable, script, *args, context],
+        [sys.executable, script, *args, context, thread],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -716,14 +729,27 @@ def test_a_killed_parent_leaves_no_process_and_no_shared_memory(tmp_path, step_s
     assert _shm() <= before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
-def test_a_killed_parent_leaves_no_process_that_holds_the_interpreters_lock(tmp_path):
-    process, pids = _start_script(tmp_path, "60", "hold the lock")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs F_SETSIG")
+@pytest.mark.parametrize("context", ["spawn", "forkserver"])
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_a_killed_parent_leaves_no_process_that_holds_the_interpreters_lock(tmp_path, context, thread):
+    process, pids = _start_script(tmp_path, "60", "hold the lock", context=context, thread=thread)
     assert len(pids) == 2
     time.sleep(0.3)
     process.kill()
     process.communicate(timeout=10)
     assert _gone(pids)
+
+
+def test_the_end_of_the_thread_that_started_workers_ends_no_worker():
+    made = []
+    thread = threading.Thread(target=lambda: made.append(_subprocess([CountingEnv] * 2)))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    with contextlib.closing(made[0]) as vectorizer:
+        vectorizer.begin()
+        assert all(process.is_alive() for process in vectorizer._processes)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs process groups")

@@ -21,9 +21,6 @@ class Context:
     def Pipe(self):  # noqa: N802
         return types.SimpleNamespace(), types.SimpleNamespace(close=lambda: None)
 
-    def get_start_method(self):
-        return "spawn"
-
     def Process(self, **options):  # noqa: N802
         return types.SimpleNamespace(start=self.started)
 
