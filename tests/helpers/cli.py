@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.helpers.forks import ROOT, Fork
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -26,15 +25,12 @@ def parl(
 
     As the installed script does, and `python -m` does not, it leaves `cwd` out of the module search path (`-P`).
     """
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "parl_cli", *args],
-        cwd=cwd,
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
+    process = Fork(args, cwd, environment(env))
+    try:
+        out, err = process.communicate(timeout_s)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(process.args, process.poll() or 0, out, err)
 
 
 # The smallest training that does everything: two updates of PPO on two envs.

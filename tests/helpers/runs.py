@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +18,7 @@ from parl_cli.policies.actor_critic import ActorCriticConfig
 from parl_cli.training import checkpoint
 from parl_cli.training.run_dir import RunDir
 from tests.helpers.cli import environment
+from tests.helpers.forks import Fork
 from tests.helpers.stubs import train_config
 
 ROLLOUT = 64  # env steps of an update: 4 envs × 16 steps
@@ -112,15 +111,7 @@ class Parl:
     """A real `parl` process that is going to be stopped; a context manager that leaves none behind."""
 
     def __init__(self, *args: str, cwd: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "parl_cli", *args],
-            cwd=cwd,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,  # a group of its own, like a job of a shell
-        )
+        self.process = Fork(args, cwd, environment(), own_session=True)
 
     def __enter__(self) -> Parl:
         return self
@@ -128,14 +119,14 @@ class Parl:
     def __exit__(self, *exc: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.communicate(30)
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float = 150) -> None:
         """Wait until something holds; an error if the process ends before, or time is up."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             if self.process.poll() is not None:
-                raise AssertionError(f"parl ended with {self.process.returncode}: {self.process.communicate()}")
+                raise AssertionError(f"parl ended with {self.process.returncode}: {self.process.communicate(30)}")
             if time.monotonic() > deadline:
                 raise AssertionError(f"nothing happened in {timeout_s} s")
             time.sleep(0.002)
@@ -147,5 +138,5 @@ class Parl:
 
     def end(self, timeout_s: float = 150) -> tuple[int, str, str]:
         """Exit code, stdout, stderr, once it has ended."""
-        out, err = self.process.communicate(timeout=timeout_s)
+        out, err = self.process.communicate(timeout_s)
         return self.process.returncode, out, err

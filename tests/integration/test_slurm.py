@@ -1,6 +1,5 @@
 """Sweeps in a cluster. There is no Slurm here: its commands are `tests/helpers/fake_slurm.py`, submitit is real."""
 
-import itertools
 import json
 import os
 import signal
@@ -79,8 +78,9 @@ def test_a_killed_parent_leaves_its_jobs_and_a_resume_adopts_them(tmp_path, clus
     (sweep / "sweep.json").write_text(json.dumps(ledger))
 
     with Parl("resume", "run=sweep", cwd=tmp_path) as child:
-        said = list(itertools.takewhile(lambda line: "job 1" not in line, child.process.stdout))
-        assert "2 of 2 jobs to run, in sweep; 2 of them run in the cluster already" in "".join(said)
+        child.wait_for(lambda: "job 1" in child.process.outputs[0])
+        said = child.process.outputs[0].partition("job 1")[0]
+        assert "2 of 2 jobs to run, in sweep; 2 of them run in the cluster already" in said
         child.process.send_signal(signal.SIGINT)
         returncode, out, err = child.end()
     assert returncode == 130, out + err
