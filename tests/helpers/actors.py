@@ -18,18 +18,14 @@ from parl_cli.actors.base import Actor
 from parl_cli.actors.process import ProcessActors, ProcessActorsConfig
 from parl_cli.actors.thread import ThreadActors, ThreadActorsConfig
 from parl_cli.config import TrainConfig
-from parl_cli.envs.toy import CountingEnv, counting_seed
+from parl_cli.envs.toy import CountingEnv
 from parl_cli.types import EnvSpec, Rollout
 from parl_cli.vectorizers.serial import SerialVectorizer
+from tests.helpers.counting import counting_env, numbered_seed
 from tests.helpers.stubs import make_policy, make_vectorizer, train_config
 
 POOLS = {"process": (ProcessActors, ProcessActorsConfig), "thread": (ThreadActors, ThreadActorsConfig)}
 NUM_STEPS = 7
-
-
-def counting(env_id: int) -> gym.Env:
-    """The same env, whatever its id."""
-    return CountingEnv()
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class Recipe:
     """As `parl_cli.build.ActorRecipe`, of envs that no config names."""
 
     config: TrainConfig
-    make_env: Callable[[int], gym.Env] = counting  # from the env's id in the whole run
+    make_env: Callable[[int], gym.Env] = counting_env  # from the env's id in the whole run
     vectorizer: type = SerialVectorizer
     options: dict[str, Any] = field(default_factory=dict)
     policy_class: type | None = None
@@ -63,14 +59,10 @@ class Recipe:
         vectorizer = make_vectorizer(
             [functools.partial(self.make_env, env) for env in envs],
             self.vectorizer,
-            functools.partial(_seed, envs.start),
+            functools.partial(numbered_seed, envs.start),
             **self.options,
         )
         return Actor(vectorizer, policy, num_steps=NUM_STEPS, noise_key=7, env_ids=envs)
-
-
-def _seed(first_env: int, env: int, episode: int) -> int:
-    return counting_seed(first_env + env, episode)
 
 
 @contextlib.contextmanager
