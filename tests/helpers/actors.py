@@ -104,6 +104,18 @@ def below(pid: int) -> list[int]:
     return [process.pid for process in psutil.Process(pid).children(recursive=True)]
 
 
+def workers_of_this_process() -> list[int]:
+    """Processes that multiprocessing started for this one: its own children, and those of its fork server."""
+    found = []
+    for child in psutil.Process().children():
+        words = " ".join(child.cmdline())
+        if "spawn_main" in words:
+            found.append(child.pid)
+        elif "multiprocessing.forkserver" in words:
+            found += [process.pid for process in child.children()]
+    return found
+
+
 def gone(pids: Iterable[int], timeout_s: float = 10.0) -> bool:
     """Whether these processes end in time."""
     deadline = time.monotonic() + timeout_s

@@ -29,7 +29,7 @@ from parl_cli.vectorizers.asynchronous import AsyncVectorizer
 from parl_cli.vectorizers.shared import SharedMemory, receive
 from parl_cli.vectorizers.subprocess import SubprocessVectorizer
 from tests.benchmarks import chaos
-from tests.helpers.actors import POOLS, below, gone, learn, pids, pool_of, shared_files
+from tests.helpers.actors import POOLS, below, gone, learn, pids, pool_of, shared_files, workers_of_this_process
 from tests.helpers.cli import ROOT, environment, parl
 from tests.helpers.runs import CLI_TINY, ROLLOUT, Parl
 from tests.helpers.stubs import GRUPolicy, make_policy, weights_hash
@@ -38,6 +38,7 @@ from tests.integration.test_loop_probes import check_counting, spec_of
 POLICY = make_policy(spec_of(CountingEnv()))
 TINY = ["algo=appo", "env=cartpole", "seed=3", *CLI_TINY]
 every_pool = pytest.mark.parametrize("kind", POOLS)
+however_they_start = pytest.mark.usefixtures("forked_actors")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,7 @@ def nothing_left_behind():
     """No process, no thread of ours, and nothing in /dev/shm outlives a test."""
     shm = shared_files()
     yield
-    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
+    assert not workers_of_this_process()
     assert not [t.name for t in threading.enumerate() if t.name.startswith("parl-") and "left" not in t.name]
     assert shared_files() <= shm
 
@@ -55,6 +56,7 @@ def nothing_left_behind():
 
 @every_pool
 @pytest.mark.parametrize("policy", [None, GRUPolicy])
+@however_they_start
 def test_experience_is_kept_in_order(kind, policy):
     weights = POLICY if policy is None else make_policy(spec_of(CountingEnv()), policy)
     with pool_of(kind, num_envs=6, recipe={"policy_class": policy}, max_policy_lag=99) as pool:
@@ -81,6 +83,7 @@ def one_column(rollout, n):
     [(SubprocessVectorizer, {"num_workers": 2}), (AsyncVectorizer, {"num_workers": 2, "num_groups": 2})],
 )
 @every_pool
+@however_they_start
 def test_actors_may_own_workers(kind, vectorizer, options):
     recipe = {"vectorizer": vectorizer, "options": options}
     with pool_of(kind, num_envs=4, num_actors=1, recipe=recipe) as pool:
@@ -90,6 +93,7 @@ def test_actors_may_own_workers(kind, vectorizer, options):
                 check_counting(one_column(rollout, n), seen)
 
 
+@however_they_start
 def test_rollouts_of_a_process_stay_what_they_were():
     with pool_of("process", num_actors=1) as pool:
         rollouts = learn(pool, POLICY, 6)
@@ -110,6 +114,7 @@ def trained(*overrides, updates=6):
 
 
 @pytest.mark.parametrize("actors", [("process", 1), ("process", 2), ("thread", 1), ("thread", 2)])
+@however_they_start
 def test_without_lag_a_run_is_that_of_inline_bit_for_bit(actors):
     kind, number = actors
     weights, rows = trained("algo=ppo", f"actors={kind}", f"actors.num_actors={number}", "actors.max_policy_lag=0")
@@ -119,6 +124,7 @@ def test_without_lag_a_run_is_that_of_inline_bit_for_bit(actors):
 
 
 @every_pool
+@however_they_start
 def test_a_row_says_who_waited_for_whom_and_how_old_the_weights_were(kind):
     _, rows = trained(f"actors={kind}", "actors.num_actors=2", updates=20)
     for row in rows:
@@ -132,6 +138,7 @@ def test_a_row_says_who_waited_for_whom_and_how_old_the_weights_were(kind):
     assert any(row["time/wait_share"] > 0 for row in rows)
 
 
+@however_they_start
 def test_actors_stay_warm_between_calls_and_budgets_add_up():
     with Experiment.compose([*TINY, "actors=process", "actors.num_actors=2"]) as experiment:
         experiment.train(2 * ROLLOUT)
@@ -143,6 +150,7 @@ def test_actors_stay_warm_between_calls_and_budgets_add_up():
         assert experiment.learner.updates == 8
 
 
+@however_they_start
 def test_new_parameters_reach_the_actors():
     with pool_of("process", num_actors=1) as pool:
         learn(pool, POLICY, 1)
@@ -213,6 +221,7 @@ def faulty(env, at=30, where="step", **faults):
 
 
 @every_pool
+@however_they_start
 def test_an_actor_whose_env_raises_is_replaced(kind, tmp_path, caplog):
     make = functools.partial(faulty(3, raise_at=True), str(tmp_path / "failed"))
     with pool_of(kind, recipe={"make_env": make}, max_policy_lag=0, max_restarts=1) as pool:
@@ -233,6 +242,7 @@ def no_episode_twice(rollouts):
 
 
 @every_pool
+@however_they_start
 def test_beyond_max_restarts_the_error_is_raised_with_its_cause(kind):
     make = functools.partial(faulty(3, raise_at=True), None)
     with (
@@ -243,6 +253,7 @@ def test_beyond_max_restarts_the_error_is_raised_with_its_cause(kind):
 
 
 @every_pool
+@however_they_start
 def test_an_env_that_cannot_be_made_is_an_error_at_once(kind):
     make = functools.partial(faulty(3, at=0, where="init", raise_at=True), None)
     with (
@@ -307,10 +318,6 @@ def test_an_actor_whose_worker_is_killed_is_replaced(kind, caplog):
     assert "worker 0" in caplog.text
     assert "was killed by SIGKILL" in caplog.text
     assert no_episode_twice(rollouts)
-
-
-def workers_of_this_process():
-    return [p.pid for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 @every_pool
