@@ -52,6 +52,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     if lag and actors != "inline":
         raise ConfigError(f"debug.policy_lag={lag}: needs actors=inline; actors={actors} lag on their own")
     policies = [make_policy(spec, part.config, part.policy_id) for part in own]
+    _check_policies(own, policies)
     policy_device(config)
     actor_device(config)
     if config.init_from is not None:
@@ -74,6 +75,17 @@ def check_parts(own: Sequence[Part], spec: EnvSpec) -> None:
             algo = registry.load("algo", part.config.algo.name)
             algo.check(part.config, spec)
             _check_actions(part.config.algo.name, getattr(algo, "supports", {}).get("actions"), spec)
+        except ConfigError as error:
+            raise part.named(error) from None
+
+
+def _check_policies(own: Sequence[Part], policies: Sequence[Any]) -> None:
+    """Refuse what an algorithm cannot do with its policy, where it has a `check_policy`."""
+    for part, policy in zip(own, policies, strict=True):
+        check = getattr(registry.load("algo", part.config.algo.name), "check_policy", None)
+        try:
+            if check is not None:
+                check(part.config, policy)
         except ConfigError as error:
             raise part.named(error) from None
 

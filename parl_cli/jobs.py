@@ -84,7 +84,7 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
     if done >= config.total_steps and not is_left:
         raise ConfigError(
             f"run={command.run}: finished, {done:,} of {config.total_steps:,} steps are done; "
-            f"add total_steps={2 * config.total_steps} to train on"
+            f"add total_steps={2 * max(done, config.total_steps)} to train on"
         )
     run.check_writable()
     if saved is None:  # killed before its first checkpoint: it begins again

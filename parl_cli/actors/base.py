@@ -162,8 +162,12 @@ class Actor:
             self._columns.write_head("state", columns, self._state[envs])
         steps = self._acted[envs] + np.arange(self.num_steps, dtype=np.uint64)[:, None]
         shape = (*self._agents, self.policy.noise_dim)
-        period = np.uint64(self.policy.noise_period)
-        noise = uniform(self.noise_key, self._env_ids[envs], steps // period, int(np.prod(shape)))
+        draws = steps // np.uint64(self.policy.noise_period)
+        first, num_draws = draws[0], int((draws[-1] - draws[0]).max()) + 1
+        each = first + np.arange(num_draws, dtype=np.uint64)[:, None]  # steps of one period share a draw
+        noise = uniform(self.noise_key, self._env_ids[envs], each, int(np.prod(shape)))
+        if num_draws < self.num_steps:
+            noise = noise[draws - first, np.arange(len(envs))]
         self._columns.write_whole("noise", columns, noise.reshape(self.num_steps, len(envs), *shape))
 
     def _place(self, envs: np.ndarray) -> tuple[Any, Any]:

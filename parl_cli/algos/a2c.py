@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from parl_cli.algos.common import check_minibatches
+from parl_cli.algos.common import check_columns, check_minibatches
 from parl_cli.algos.flat_adam import FlatAdam
 from parl_cli.algos.targets import Targets, gae_targets
 from parl_cli.buffers.minibatches import minibatches
@@ -105,6 +105,11 @@ class A2C:
             ConfigError: minibatches that do not divide the rollout.
         """
         check_minibatches(config)
+
+    @staticmethod
+    def check_policy(config: TrainConfig, policy: Any) -> None:
+        """Likewise, what cannot work with this policy."""
+        check_columns(config, policy)
 
     def targets(self, rollout: Rollout) -> Targets:
         """Advantages and value targets, computed once per rollout; what IMPALA overrides."""

@@ -59,6 +59,21 @@ def check_optimizer_state(
                 raise ValueError(f"optimizer state {name} of parameter {index} is not a float tensor of shape {shape}")
 
 
+def check_columns(config: TrainConfig, policy: Any) -> None:
+    """Refuse minibatches that whole columns cannot be dealt to: a recurrent policy learns from these.
+
+    Raises:
+        ConfigError: they do not divide the envs.
+    """
+    count, num_envs = config.algo.num_minibatches, config.num_envs
+    if policy.state_size > 0 and num_envs % count:
+        fitting = max(k for k in range(1, min(count, num_envs + 1)) if num_envs % k == 0)
+        raise ConfigError(
+            f"algo.num_minibatches={count}: policy={config.policy.name} is recurrent and learns from whole columns, "
+            f"so it must divide num_envs={num_envs}; try algo.num_minibatches={fitting}"
+        )
+
+
 def check_minibatches(config: TrainConfig) -> None:
     """Refuse minibatches that rollouts cannot be cut into.
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from parl_cli.algos.common import check_minibatches
+from parl_cli.algos.common import check_columns, check_minibatches
 from parl_cli.algos.flat_adam import FlatAdam
 from parl_cli.algos.targets import Targets, gae_targets
 from parl_cli.buffers.minibatches import shuffle, unstack
@@ -45,6 +45,8 @@ from parl_cli.types import EnvSpec, Metrics, Rollout
 
 MIN_ADAPTIVE_LR, MAX_ADAPTIVE_LR = 1e-5, 1e-2  # the bounds that RSL-RL (Rudin et al. 2022) uses
 
+CRITIC = "value_"  # how the names of a policy's parameters begin that are the critic's alone
+
 ScheduleKind = Literal["constant", "linear", "cosine"]
 
 
@@ -67,7 +69,7 @@ class PPOConfig:
     objective: Literal["clip", "kl_penalty"] = option("clip", "clipped surrogate (eq. 7) or KL penalty (eq. 8)")
     clip_range: float = option(0.2, "epsilon: the ratio is clipped to 1 ± epsilon", gt=0)
     clip_range_schedule: ScheduleKind = option("constant", "over total_steps, down to 0")
-    kl_penalty_coef: float = option(1.0, "beta of eq. 8 at the start; adapted to kl_penalty_target", ge=0)
+    kl_penalty_coef: float = option(1.0, "beta of eq. 8 at the start; adapted to kl_penalty_target", gt=0)
     kl_penalty_target: float = option(0.01, "d_targ of eq. 8", gt=0)
     value_clip_range: float | None = option(None, "clip the value's change to ± this; null: no clipping", gt=0)
     entropy_coef: float = option(0.0, "c2: weight of the entropy bonus", ge=0)
@@ -104,8 +106,8 @@ class PPO:
         self.config = config
         self.num_steps = config.num_steps
         self.generator = torch.Generator().manual_seed(seed)
-        critic = [p for n, p in policy.named_parameters() if n.startswith("value_")]
-        actor = [p for n, p in policy.named_parameters() if not n.startswith("value_")]
+        critic = [p for n, p in policy.named_parameters() if n.startswith(CRITIC)]
+        actor = [p for n, p in policy.named_parameters() if not n.startswith(CRITIC)]
         self.optimizer = FlatAdam(
             flatten(policy), [actor, critic], learning_rate=config.learning_rate, eps=config.adam_eps
         )
@@ -134,6 +136,21 @@ class PPO:
             raise ConfigError(
                 f"algo.learning_rate={algo.learning_rate}: kl_adaptive keeps it between {MIN_ADAPTIVE_LR} and "
                 f"{MAX_ADAPTIVE_LR}; start in there"
+            )
+
+    @staticmethod
+    def check_policy(config: TrainConfig, policy: Any) -> None:
+        """Likewise, what cannot work with this policy.
+
+        Raises:
+            ConfigError: minibatches that do not divide a recurrent one's columns, a rate for a critic that is not seen.
+        """
+        check_columns(config, policy)
+        rate = config.algo.critic_learning_rate
+        if rate is not None and not any(name.startswith(CRITIC) for name, _ in policy.named_parameters()):
+            raise ConfigError(
+                f"algo.critic_learning_rate={rate}: policy={config.policy.name} has no parameters called {CRITIC}…, "
+                "which are the critic's; leave it out, or rename them"
             )
 
     def update(self, rollout: Rollout, progress: float = 0.0) -> Metrics:

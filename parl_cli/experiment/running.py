@@ -98,9 +98,12 @@ class Runner:
         if env_steps is not None and env_steps < 0:
             raise ConfigError(f"env_steps={env_steps}: must be at least 0")
         self._budget = max(self._budget, self.config.total_steps) if env_steps is None else self._budget + env_steps
-        reason = self.train_until(self._budget)
-        if reason != "budget":
-            self._budget = self.env_steps
+        reason = ""
+        try:
+            reason = self.train_until(self._budget)
+        finally:
+            if reason != "budget":
+                self._budget = self.env_steps
         if self.stopped_by is not None:
             raise KeyboardInterrupt if self.stopped_by == signal.SIGINT else SystemExit(128 + self.stopped_by)
         return reason

@@ -204,9 +204,10 @@ def find(text: str, outputs: Path = Path("outputs")) -> Path:
     """
     if text == "latest":
         return last(latest_run(outputs))
-    if not os.path.exists(text):  # unlike Path.exists it takes any text
+    name = os.path.expanduser(text)
+    if not os.path.exists(name):  # unlike Path.exists it takes any text
         raise CheckpointError(f"checkpoint={text}: no such folder; name a run folder, a checkpoint folder or latest")
-    path = Path(text)
+    path = Path(name)
     if (path / "manifest.json").exists():
         return path.resolve()
     return last(path)

@@ -6,10 +6,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from parl_cli.errors import CheckpointError
 from parl_cli.metrics.episodes import EpisodeWindow, WindowGroup
 from parl_cli.metrics.memory import rss_mb
 from parl_cli.metrics.sinks import SinkGroup
@@ -221,11 +223,18 @@ class CheckpointHook:
         return path
 
     def rewind(self, env_steps: int) -> None:
-        """Drop what killed saves left, and the checkpoints after `env_steps`: training comes by there again."""
+        """Drop what killed saves left, and the checkpoints after `env_steps`: training comes by there again.
+
+        Also the best one, if it is of then: no row of metrics.jsonl tells of it any more.
+        """
         checkpoint.tidy(self.folder)
         for path in checkpoint.numbered(self.folder):
             if int(path.name) > env_steps:
                 checkpoint.remove(path)
+        best = self.folder / "best"
+        with suppress(CheckpointError):  # none, or one that is damaged: that is its reader's to hear
+            if checkpoint.load(best).env_steps > env_steps:
+                checkpoint.remove(best)
 
     def write_best(self, learner: Learner) -> None:
         """Write the checkpoint called best."""

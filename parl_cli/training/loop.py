@@ -7,7 +7,7 @@ from signal import Signals
 from typing import NamedTuple
 
 from parl_cli.training.learner import Learner
-from parl_cli.types import ActorPool, Hook
+from parl_cli.types import ActorPool, Hook, Metrics
 
 
 class StopTraining(Exception):  # noqa: N818  # like StopIteration: not an error
@@ -38,7 +38,7 @@ def train(
     Args:
         learner: counts env steps and updates.
         pool: where acting runs.
-        hooks: called in order after every update.
+        hooks: called in order after every update, all of them, also if one wants to stop.
         total_steps: the budget in env steps, counted from the run's beginning.
         rollouts_per_update: rollouts that one update learns from.
 
@@ -46,12 +46,20 @@ def train(
         Why it ended.
     """
     pool.publish(learner.snapshot())
-    try:
-        while learner.env_steps < total_steps:
-            metrics = learner.step(pool.get(rollouts_per_update))
-            pool.publish(learner.snapshot())
-            for hook in hooks:
-                hook.after_update(learner, metrics)
-    except StopTraining as stop:
-        return Ended(str(stop), stop.signal)
+    while learner.env_steps < total_steps:
+        metrics = learner.step(pool.get(rollouts_per_update))
+        pool.publish(learner.snapshot())
+        if (ended := _look(hooks, learner, metrics)) is not None:
+            return ended
     return Ended("budget")
+
+
+def _look(hooks: Sequence[Hook], learner: Learner, metrics: Metrics) -> Ended | None:
+    """Call every hook, also after one that wants to stop; what the first of those said, or rather a signal."""
+    wishes = []
+    for hook in hooks:
+        try:
+            hook.after_update(learner, metrics)
+        except StopTraining as stop:
+            wishes.append(Ended(str(stop), stop.signal))
+    return next((wish for wish in wishes if wish.signal is not None), wishes[0] if wishes else None)

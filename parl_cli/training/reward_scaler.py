@@ -42,10 +42,11 @@ class RewardScaler:
         reward = rollout.reward.to("cpu", torch.float64)
         mask = rollout.mask.cpu()
         stop = (rollout.terminated | rollout.truncated).cpu() | ~mask
-        envs = rollout.env_id.cpu()
+        envs, begun = rollout.env_id.cpu(), rollout.is_first[0].cpu()
         returns = torch.empty_like(reward)
         for columns in _turns(envs):
-            running = self._accumulated[envs[columns]]
+            # an env may have left its episode without an end: after a resume that could not re-step it, say
+            running = self._accumulated[envs[columns]].masked_fill(begun[columns], 0.0)
             for t in range(len(reward)):
                 running = running * self.gamma + reward[t, columns]
                 returns[t, columns] = running

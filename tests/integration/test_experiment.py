@@ -597,6 +597,17 @@ def test_an_error_in_a_hook_reaches_the_caller_and_is_recorded(workplace):
     assert json.loads((workplace / "run" / "run.json").read_text())["status"] == "failed"
 
 
+def test_a_budget_that_broke_off_is_void():
+    with compose() as experiment:
+        experiment.hooks.append(Broken())
+        with pytest.raises(RuntimeError, match="the hook broke"):
+            experiment.train(3 * ROLLOUT)
+        experiment.hooks.clear()
+        done = experiment.env_steps
+        experiment.train(ROLLOUT)
+        assert experiment.env_steps == done + ROLLOUT
+
+
 def test_the_package_is_torch_free_until_experiment_is_asked_for():
     code = (
         "import sys, parl_cli\n"

@@ -229,7 +229,7 @@ def test_a_run_that_was_stopped_in_its_last_update_is_finished_by_resume(tmp_pat
     before = policy_hash(tmp_path / "run")
     capsys.readouterr()
     assert main(["resume", "run=run", f"total_steps={3 * ROLLOUT}"]) == 2  # less than it has done
-    assert "finished, 256 of 192" in capsys.readouterr().err
+    assert "finished, 256 of 192 steps are done; add total_steps=512" in capsys.readouterr().err
     assert main(["resume", "run=run"]) == 0
     assert run.info()["status"] == "finished"
     assert policy_hash(tmp_path / "run") == before

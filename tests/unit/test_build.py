@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from parl_cli import build
+from parl_cli import build, registry
 from parl_cli.actors.inline import LaggedActors
 from parl_cli.actors.process import ProcessActors
 from parl_cli.actors.thread import ThreadActors
@@ -18,7 +18,7 @@ from parl_cli.vectorizers.asynchronous import AsyncVectorizer
 from parl_cli.vectorizers.native import NativeVectorizer
 from parl_cli.vectorizers.serial import SerialVectorizer
 from parl_cli.vectorizers.thread import ThreadVectorizer
-from tests.helpers.stubs import build_all, train_config, weights_hash
+from tests.helpers.stubs import GRUPolicy, build_all, make_policy, train_config, weights_hash
 
 
 @pytest.fixture(autouse=True)
@@ -193,6 +193,24 @@ def test_advice_on_minibatches_can_be_followed(num_envs, num_minibatches):
         assert "algo.normalize_advantage=false" in message
         values["algo"]["normalize_advantage"] = False
         build.validate(values)
+
+
+@pytest.mark.parametrize("algo", ["ppo", "a2c"])
+def test_a_recurrent_policys_minibatches_must_divide_the_envs(algo, monkeypatch):
+    monkeypatch.setattr(build, "make_policy", lambda spec, config, policy_id: make_policy(spec, GRUPolicy))
+    config = registry.load("algo", algo).Config(num_steps=8, num_minibatches=4)
+    message = refused(plain(algo=config, num_envs=6))
+    assert message.startswith("algo.num_minibatches=4: policy=mlp is recurrent")
+    assert message.endswith("it must divide num_envs=6; try algo.num_minibatches=3")
+    build.validate(plain(algo=dataclasses.replace(config, num_minibatches=3), num_envs=6))
+
+
+def test_a_rate_for_a_critic_that_is_not_seen_is_refused(monkeypatch):
+    policy = torch.nn.Linear(1, 1)
+    policy.state_size = 0
+    monkeypatch.setattr(build, "make_policy", lambda *_: policy)
+    message = refused(plain(algo=PPO.Config(critic_learning_rate=1e-3)))
+    assert message.startswith("algo.critic_learning_rate=0.001: policy=mlp has no parameters called value_")
 
 
 @pytest.mark.parametrize(

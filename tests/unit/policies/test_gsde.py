@@ -67,6 +67,8 @@ def test_one_exploration_matrix_serves_a_whole_period():
     policy = make_policy(spec, gsde=True, gsde_period=4)
     torch.nn.init.ones_(policy.policy_trunk[0].bias)  # obs 0 would give features 0, and no noise at all
     actions = make_actor(vectorizer, policy, num_steps=12).collect().action
+    by_six = make_actor(make_vectorizer([env_fn] * 3), policy, num_steps=6)  # a period goes over to the next rollout
+    assert torch.equal(torch.cat([by_six.collect().action.clone() for _ in range(2)]), actions)
     periods = actions.unflatten(0, (3, 4))
     torch.testing.assert_close(periods, periods[:, :1].expand_as(periods))
     assert not torch.allclose(periods[0, 0], periods[1, 0])

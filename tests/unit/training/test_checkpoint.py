@@ -49,6 +49,12 @@ def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
     assert equal(loaded.training, TRAINING)
 
 
+def test_it_is_found_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    saved = save(tmp_path / "640")
+    assert checkpoint.find("~/640") == saved
+
+
 def test_an_older_checkpoint_of_that_name_is_replaced(tmp_path):
     save(tmp_path / "best", env_steps=1)
     save(tmp_path / "best", env_steps=2)

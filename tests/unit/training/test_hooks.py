@@ -240,6 +240,13 @@ def test_rewinding_drops_later_checkpoints_and_leftovers(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["128", "64", "best"]
 
 
+@pytest.mark.parametrize(("best_of", "stays"), [(64, True), (128, True), (192, False)])
+def test_rewinding_drops_a_best_of_later_steps(best_of, stays, tmp_path):
+    checkpoint.save(tmp_path / "best", env_steps=best_of, config={}, policy={}, training={})
+    checkpoint_hook(tmp_path).rewind(128)
+    assert (tmp_path / "best").exists() == stays
+
+
 # ---- the wish to stop ----
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -82,16 +83,23 @@ def test_a_budget_that_is_used_already_trains_nothing():
     assert log.calls == [("publish", 0)]
 
 
-def test_hooks_look_in_the_order_given_and_a_stop_hides_the_rest():
+def looking(order, name, stop=False, by=None):
+    def after_update(learner, metrics):
+        order.append(name)
+        if stop:
+            raise StopTraining(name, by)
+
+    return SimpleNamespace(after_update=after_update)
+
+
+def test_hooks_look_in_the_order_given_also_after_one_that_stops():
     log, order = Log(), []
+    hooks = [looking(order, "first"), looking(order, "second", stop=True), looking(order, "third", stop=True)]
+    assert train(log, log, hooks, 100) == ("second", None)
+    assert order == ["first", "second", "third"]
 
-    def hook(name, stop=False):
-        def after_update(learner, metrics):
-            order.append(name)
-            if stop:
-                raise StopTraining(name)
 
-        return SimpleNamespace(after_update=after_update)
-
-    assert train(log, log, [hook("first"), hook("second", stop=True), hook("third")], 100).reason == "second"
-    assert order == ["first", "second"]
+def test_a_signal_goes_before_another_reason_to_stop():
+    log = Log()
+    hooks = [looking([], "target", stop=True), looking([], "SIGTERM", stop=True, by=signal.SIGTERM)]
+    assert train(log, log, hooks, 100) == ("SIGTERM", signal.SIGTERM)

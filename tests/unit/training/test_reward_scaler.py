@@ -32,6 +32,8 @@ class Oracle:
 
     def __call__(self, rollout):
         for n, env in enumerate(rollout.env_id.tolist()):
+            if rollout.is_first[0, n]:  # also where nothing said that the episode before had ended
+                self.running[env] = 0.0
             for t in range(rollout.reward.shape[0]):
                 self.running[env] = self.running.get(env, 0.0) * GAMMA + float(rollout.reward[t, n])
                 if rollout.mask[t, n]:
@@ -65,9 +67,9 @@ def test_it_scales_like_plain_loops_keyed_by_env(env_ids, masked):
 
 
 def halves(rollout):
-    first = {name: getattr(rollout, name)[:4] for name in ("reward", "mask", "terminated", "truncated")}
-    second = {name: getattr(rollout, name)[4:] for name in ("reward", "mask", "terminated", "truncated")}
-    return dataclasses.replace(rollout, **first), dataclasses.replace(rollout, **second)
+    names = ("reward", "mask", "terminated", "truncated", "is_first")
+    parts = [{name: getattr(rollout, name)[part] for name in names} for part in (slice(4), slice(4, None))]
+    return [dataclasses.replace(rollout, **part) for part in parts]
 
 
 def test_a_rollout_in_two_halves_leaves_what_the_whole_one_does():
@@ -112,7 +114,7 @@ def test_a_wholly_masked_rollout_counts_nothing():
 def test_agents_have_returns_of_their_own():
     scaler = RewardScaler(4, (2,), gamma=1.0)
     rollout = make_rollout()
-    for name in ("mask", "terminated", "truncated"):
+    for name in ("mask", "terminated", "truncated", "is_first"):
         setattr(rollout, name, torch.stack([getattr(rollout, name)] * 2, dim=2))
     rollout.terminated.zero_()
     rollout.truncated.zero_()
