@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def parl(
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.poll() or 0, out, err)
+
+
+def fresh_parl(*args: str, cwd: Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """As `parl`, in an interpreter that has imported nothing yet: where what is imported is what a test is about."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "parl_cli", *args],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 # The smallest training that does everything: two updates of PPO on two envs.

@@ -22,7 +22,7 @@ from parl_cli.errors import ParlError
 from parl_cli.experiment import Experiment
 from parl_cli.training import checkpoint
 from parl_cli.training.run_dir import RunDir
-from tests.helpers.cli import parl
+from tests.helpers.cli import fresh_parl
 from tests.helpers.runs import (
     edit_json,
     normalising_config,
@@ -395,7 +395,7 @@ def test_the_real_command_refuses_without_executing_importing_or_tracebacks(run,
     set_config(run, "env", "id", value=f"{EVIL_MODULE}:CartPole-v1")
     for command in (["eval", "checkpoint=run"], ["resume", "run=run"]):
         started = time.monotonic()
-        done = parl(*command, cwd=run.parent)
+        done = fresh_parl(*command, cwd=run.parent)
         assert time.monotonic() - started < LIMIT_S
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("parl: error: checkpoint=")
