@@ -42,6 +42,13 @@ class CheckpointError(ConfigError):
     """A checkpoint that is missing, damaged, made for something else, or not to be trusted."""
 
 
+class SpaceError(ConfigError, RuntimeError, ValueError, TypeError):
+    """Spaces that cannot be stepped together, or have no array layout.
+
+    Gymnasium's vector envs raise one or the other of these classes for them, so what catches theirs catches ours.
+    """
+
+
 class EnvError(ParlError):
     """An environment raised, or broke its contract; names env index, seed, step and action."""
 

@@ -25,7 +25,7 @@ from gymnasium.vector.utils import batch_space
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.types import EnvStep
 from parl_cli.vectorizers.blocks import Blocks, Layout, make_layout
-from parl_cli.vectorizers.calls import split
+from parl_cli.vectorizers.calls import NO_EPISODE, split
 from parl_cli.vectorizers.description import (
     EnvDescription,
     ObservationMode,
@@ -69,7 +69,7 @@ class Vectorizer(GymnasiumFace):
         restarts: workers replaced so far.
 
     Raises:
-        ConfigError: no envs, envs with different spaces, or spaces that have no array layout.
+        ConfigError: no envs; a SpaceError for envs with different spaces, or spaces that have no array layout.
         EnvError: an env could not be made.
         WorkerError: a worker died or did not answer.
     """
@@ -204,7 +204,7 @@ class Vectorizer(GymnasiumFace):
         Returns:
             obs [N(, A), *item], a view that is valid until the next `send`.
         """
-        self._check_idle()
+        self._check_idle("begin")
         self._check_same_step()
         numbers = np.zeros(self.num_envs, np.int64) if episode_numbers is None else np.asarray(episode_numbers)
         if numbers.shape != (self.num_envs,):
@@ -317,6 +317,7 @@ class Vectorizer(GymnasiumFace):
         """
         if self.closed:
             return
+        self._drop_pending()
         self.closed = True
         self._unready = "this vectorizer is closed: make a new one"
         faults = self._stop()
@@ -328,8 +329,10 @@ class Vectorizer(GymnasiumFace):
     def _dispatch(self, actions: Any, env_ids: np.ndarray | None, want_infos: bool = False) -> None:
         """Write the actions into the block and let the envs step."""
         if self._asked:
-            raise ParlError(f"{self._asked}_async is not answered yet: call {self._asked}_wait() first")
-        if self._unready:
+            self._check_asked("step_async" if want_infos else "send")
+        # in Gymnasium's face it is for an env to say whether it needs a reset first: its factory may have done it
+        if self._unready and not (want_infos and self._unready == NO_EPISODE):
+            self._check_open()
             raise ParlError(self._unready)
         if env_ids is None:
             if self._num_pending:
@@ -407,11 +410,9 @@ class Vectorizer(GymnasiumFace):
         self._num_pending = 0
         self._pending[:] = False
 
-    def _check_idle(self) -> None:
-        if self.closed:
-            raise ParlError(self._unready)
-        if self._asked:
-            raise ParlError(f"{self._asked}_async is not answered yet: call {self._asked}_wait() first")
+    def _check_idle(self, method: str) -> None:
+        self._check_open()
+        self._check_asked(method)
         if self._num_pending:
             raise ParlError("envs are still stepping: call recv() first")
 

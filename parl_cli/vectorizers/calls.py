@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -20,9 +21,15 @@ from parl_cli.metrics.control_groups import control_groups
 
 CORES_VARIABLE = "PARL_CORES"  # the share of a job that runs beside others; `parl train -m` sets it
 
+NO_EPISODE = "no episode has begun: call begin() or reset() first"
+
 _AWAY_S = 0.25  # past a deadline when it is looked at: more than a wait is late on a busy machine
 
 Reply = tuple[int, Any]  # (section, result, or the exception that was raised there)
+
+
+class AnswerTimeoutError(TimeoutError, multiprocessing.TimeoutError):
+    """An answer did not come in the caller's time; of both classes, as Gymnasium raises the latter."""
 
 
 class WorkerCalls:
@@ -44,7 +51,7 @@ class WorkerCalls:
         self._results: list[Any] = [None] * len(slices)
         self._errors: dict[int, BaseException] = {}  # by section, the first of each
         self._started = False
-        self._unready = "no episode has begun: call begin() or reset() first"  # why no env can step; empty: they can
+        self._unready = NO_EPISODE  # why no env can step; empty: they can
 
     # ---- hooks of the subclasses ----
 
@@ -123,7 +130,7 @@ class WorkerCalls:
         if now >= until:
             self._look_for_hangs()
         elif now >= limit and not replies:
-            raise TimeoutError(
+            raise AnswerTimeoutError(
                 f"{sum(map(bool, self._owed))} of {len(self.slices)} groups of envs did not answer in time"
             )
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.spaces.utils import is_space_dtype_shape_equiv
 from gymnasium.vector.utils import batch_differing_spaces, batch_space
 
-from parl_cli.errors import ConfigError
+from parl_cli.errors import SpaceError
 from parl_cli.vectorizers.structured import item_layout
 
 ObservationMode = str | tuple[spaces.Space, spaces.Space]  # "same", "different", or the spaces (of all envs, of one)
@@ -45,7 +45,7 @@ class EnvDescription:
         )
 
     def check_same(self, env_id: int, other: EnvDescription, other_id: int, *, same_observations: bool) -> None:
-        """Raise ConfigError unless env `other_id` can share blocks with `env_id`, which is described here.
+        """Raise SpaceError unless env `other_id` can share blocks with `env_id`, which is described here.
 
         Without `same_observations` their spaces are left to `check_alike`.
         """
@@ -54,27 +54,31 @@ class EnvDescription:
             if mine == theirs or (part == "observation_space" and not same_observations):
                 continue
             way_out = "make them equal"
-            if part == "observation_space":
-                way_out += ", or say observation_mode='different' where only the bounds differ"
-            raise ConfigError(f"env {other_id}: its {part} {theirs} differs from env {env_id}'s {mine}; {way_out}")
+            if part == "observation_space":  # Gymnasium's words
+                way_out = (
+                    "the sub-environments observation spaces are not equivalent. If this is intentional, use "
+                    "`observation_mode='different'` instead. It is for other bounds; shapes and dtypes must be equal"
+                )
+            raise SpaceError(f"env {other_id}: its {part} {theirs} differs from env {env_id}'s {mine}; {way_out}")
 
 
 def check_mode(mode: ObservationMode) -> None:
-    """Raise ConfigError unless it is an observation mode of Gymnasium's."""
+    """Raise SpaceError unless it is an observation mode of Gymnasium's."""
     if isinstance(mode, tuple) and len(mode) == 2 and all(isinstance(space, spaces.Space) for space in mode):
         return
     if mode not in ("same", "different"):
-        raise ConfigError(
-            f"observation_mode={mode!r}: choose 'same', 'different', or a tuple of two spaces, of all envs and of one"
+        raise SpaceError(  # Gymnasium's words; but its tuples begin with the batch's space, as ours do
+            "Invalid `observation_mode`, expected: 'same' or 'different' or tuple of single and batch observation "
+            f"space, actual got {mode}; such a tuple begins with the space of all envs"
         )
 
 
 def check_alike(space: spaces.Space, each: Sequence[spaces.Space]) -> None:
-    """Raise ConfigError unless the envs' observation spaces, one `each`, are laid out as `space`."""
+    """Raise SpaceError unless the envs' observation spaces, one `each`, are laid out as `space`."""
     item_layout(space, "observation")  # refuses what Gymnasium cannot compare
     for env_id, theirs in enumerate(each):
         if not is_space_dtype_shape_equiv(space, theirs):
-            raise ConfigError(
+            raise SpaceError(
                 f"env {env_id}: its observation_space {theirs} differs from {space} in more than bounds; "
                 "give all envs one shape, dtype and set of keys"
             )

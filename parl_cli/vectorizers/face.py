@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.vector import VectorEnv
 
 from parl_cli.errors import ParlError
@@ -13,6 +15,18 @@ from parl_cli.vectorizers.blocks import Blocks
 from parl_cli.vectorizers.calls import WorkerCalls
 from parl_cli.vectorizers.group import RowInfo
 from parl_cli.vectorizers.structured import unpack
+
+
+class PendingCallError(ParlError, AlreadyPendingCallError):
+    """A half was asked for whose other one has not come; Gymnasium's error, and one of ours."""
+
+
+class NothingAskedError(ParlError, NoAsyncCallError):
+    """The second half without the first; Gymnasium's error, and one of ours."""
+
+
+class ClosedError(ParlError, ClosedEnvironmentError):
+    """A call after `close`; Gymnasium's error, and one of ours."""
 
 
 class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium lets close take anything
@@ -50,7 +64,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
         self, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> None:
         """Begin what `reset` does."""
-        self._check_idle()
+        self._check_idle("reset_async")
         seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         seeds = [None] * self.num_envs if seeds is None else list(seeds)
         if len(seeds) != self.num_envs:
@@ -112,7 +126,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
     def call_async(self, name: str, *args: Any, **kwargs: Any) -> None:
         """Begin what `call` does."""
-        self._check_idle()
+        self._check_idle("call_async")
         for section in range(len(self.slices)):
             self._call(section, "call", name, args, kwargs)
         self._asked = "call"
@@ -127,7 +141,7 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of every env: a list or tuple has one value per env, anything else is for all."""
-        self._check_idle()
+        self._check_idle("set_attr")
         each = list(values) if isinstance(values, list | tuple) else [values] * self.num_envs
         if len(each) != self.num_envs:
             raise ValueError(f"{len(each)} values for num_envs={self.num_envs}: give one per env, or one for all")
@@ -152,27 +166,47 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
     def _answers(self, kind: str, timeout: float | None = None) -> list[Any]:
         """Wait for what was asked, which must be of this kind."""
+        self._check_open()
         if self._asked != kind:
-            raise ParlError(f"{kind}_wait without {kind}_async: nothing was asked")
-        unready = self._unready
+            raise NothingAskedError(f"Calling `{kind}_wait` without any prior call to `{kind}_async`.", kind)
+        unready, self._asked = self._unready, ""
         try:
-            results = self._collect(timeout)
+            return self._collect(timeout)
         except TimeoutError:
+            self._asked = kind
             raise
         except BaseException:
-            self._asked = ""
             if kind == "call" and not self.closed:
                 self._unready = unready  # an attribute that an env has not is no reason to reset it
             raise
-        self._asked = ""
-        return results
 
     def _obs(self) -> Any:
         obs = self._blocks.obs
         return unpack(self.single_observation_space, obs, copy=self.copy)
 
-    def _check_idle(self) -> None:
+    def _check_idle(self, method: str) -> None:
+        """Raise unless `method` may be called: nothing is under way, and nothing was closed."""
         raise NotImplementedError
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedError(self._unready)
+
+    def _check_asked(self, method: str) -> None:
+        if self._asked:
+            raise PendingCallError(
+                f"Calling `{method}` while waiting for a pending call to `{self._asked}` to complete: "
+                f"call {self._asked}_wait() first",
+                self._asked,
+            )
+
+    def _drop_pending(self) -> None:
+        """Nobody waits for the other half any more: everything is closed."""
+        if self._asked:
+            warnings.warn(
+                f"Calling `close` while waiting for a pending call to `{self._asked}` to complete.", stacklevel=3
+            )
+            self._asked = ""
 
     def _merge_infos(self, results: list[list[RowInfo] | None]) -> dict[str, Any]:
         """Gymnasium's dict of arrays from what each section's envs had to tell."""
@@ -189,8 +223,14 @@ class GymnasiumFace(WorkerCalls, VectorEnv):  # type: ignore[misc]  # Gymnasium 
 
 
 def _checked_mask(mask: Any, num_envs: int) -> np.ndarray:
-    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-        raise TypeError(f"options['reset_mask'] is {type(mask).__name__}: must be a numpy array of bool")
-    if mask.shape != (num_envs,) or not mask.any():
-        raise ValueError(f"options['reset_mask'] has shape {mask.shape}: must be ({num_envs},) with at least one True")
+    """The mask, if it is one; the errors, their order and words are Gymnasium's."""
+    name = "`options['reset_mask']`"
+    if not isinstance(mask, np.ndarray):
+        raise TypeError(f"{name} must be a numpy array, got {type(mask)}")
+    if mask.shape != (num_envs,):
+        raise ValueError(f"{name} must have shape `({num_envs},)`, got {mask.shape}")
+    if mask.dtype != np.bool_:
+        raise TypeError(f"{name} must have `dtype=np.bool_`, got {mask.dtype}")
+    if not mask.any():
+        raise ValueError(f"{name} must contain a boolean array with at least one True value, got reset_mask={mask}")
     return mask

@@ -93,7 +93,7 @@ class EnvPlans:
 
         Raises:
             EnvError: a factory raised.
-            ConfigError: envs with different spaces.
+            SpaceError: envs with different spaces.
         """
         try:
             descriptions = yield self._rows, [self._make_env] * len(self._rows), self._rows
@@ -138,7 +138,7 @@ class EnvPlans:
         self._scalar_actions = num_agents is None and isinstance(self.description.action_space, spaces.Discrete)
         self._infos: list[dict] = [{}] * n
         self._seeds: list[int | None] = [None] * n
-        self._alive = np.zeros(lead, np.bool_)
+        self._alive = np.ones(lead, np.bool_)  # whoever steps an env without a reset finds it in an episode
         self._over = np.zeros(n, np.bool_)  # the episode ended and nobody has reset the env yet
         self._num_over = 0  # how many of them; with same-step autoreset always none
         self._return = np.zeros(lead, np.float64)

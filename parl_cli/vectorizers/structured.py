@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from parl_cli.errors import ConfigError
+from parl_cli.errors import SpaceError
 
 _ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
@@ -27,14 +27,15 @@ def item_layout(space: spaces.Space, kind: str) -> tuple[tuple[int, ...], np.dty
         kind: `observation` or `action`, for the error.
 
     Raises:
-        ConfigError: a space with no fixed layout (Text, Sequence, Graph, …).
+        SpaceError: a space with no fixed layout (Text, Sequence, Graph, …).
     """
     if isinstance(space, _ARRAY_SPACES):
         return tuple(space.shape or ()), np.dtype(space.dtype)
     if not isinstance(space, spaces.Dict | spaces.Tuple):
-        raise ConfigError(
-            f"{kind} space {space}: must be Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these; "
-            "use an env with one of these"
+        raise SpaceError(  # ends with Gymnasium's words
+            f"{kind} space {space}: must be Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of these, "
+            "perhaps by a wrapper of the env; anything else "
+            "has a dynamic shape so its not possible to make a static shared memory."
         )
     parts = {key: item_layout(part, kind) for key, part in parts_of(space)}
     return (), np.dtype([(key, dtype, shape) for key, (shape, dtype) in parts.items()])
@@ -98,12 +99,15 @@ def has_nan(items: np.ndarray) -> bool:
 def unpack(space: spaces.Space, array: Any, *, copy: bool = False) -> Any:
     """The array (or one element) as Gymnasium gives it: a dict or tuple of arrays where the space is one.
 
-    They are views, strided and perhaps not aligned, which not every library takes; with `copy`, arrays of their own.
+    They are views, strided and perhaps not aligned, which not every library takes; with `copy`, arrays of their own,
+    and an int where the element is a Discrete space's, as envs give it.
     """
     if array.dtype.names is not None and isinstance(space, spaces.Dict):
         return {key: unpack(part, array[key], copy=copy) for key, part in parts_of(space)}
     if array.dtype.names is not None and isinstance(space, spaces.Tuple):
         return tuple(unpack(part, array[key], copy=copy) for key, part in parts_of(space))
+    if copy and not array.ndim and isinstance(space, spaces.Discrete):
+        return int(array)
     return array.copy() if copy else array
 
 

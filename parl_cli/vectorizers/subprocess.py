@@ -22,6 +22,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Literal
 
 import cloudpickle
+import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from parl_cli import errors
@@ -77,6 +78,10 @@ class SubprocessVectorizer(Vectorizer):
         context: str | None = "spawn",
         **options: Any,
     ) -> None:
+        num_workers = num_workers or available_cores()
+        if (max_concurrency := options.pop("max_concurrency", None)) is not None:
+            _check_max_concurrency(max_concurrency)
+            num_workers = min(num_workers, max_concurrency)  # a worker steps one env at a time
         context = context or "spawn"
         allowed = {"spawn", "forkserver"} & set(multiprocessing.get_all_start_methods())
         if context not in allowed:
@@ -95,7 +100,7 @@ class SubprocessVectorizer(Vectorizer):
         self._finalizer = util.Finalize(self, _end, (self._processes, self._connections), exitpriority=10)
         super().__init__(
             env_fns,
-            num_workers=num_workers or available_cores(),
+            num_workers=num_workers,
             autoreset_mode=autoreset_mode,
             episode_seed=episode_seed,
             start_timeout_s=start_timeout_s,
@@ -283,12 +288,20 @@ class SubprocessVectorizer(Vectorizer):
 
 def _own_options(options: dict[str, Any]) -> dict[str, Any]:
     """The options without those that only `AsyncVectorEnv` has; ConfigError for one that cannot be had."""
-    ways_out = {"worker": "what it changes, a wrapper of the env can do", "max_concurrency": "num_workers says as much"}
-    for name, way_out in ways_out.items():
-        if options.get(name) is not None:
-            raise ConfigError(f"{name}={options[name]!r}: there is no such option here; {way_out}")
+    if (worker := options.get("worker")) is not None:
+        raise ConfigError(
+            f"worker={worker!r}: there is no such option here; what it changes, a wrapper of the env can do"
+        )
     # workers may always have children and never outlive their parent; observations are always in shared memory
-    return {name: value for name, value in options.items() if name not in {"daemon", "shared_memory", *ways_out}}
+    return {name: value for name, value in options.items() if name not in {"daemon", "shared_memory", "worker"}}
+
+
+def _check_max_concurrency(given: Any) -> None:
+    """ValueError unless it is a number of envs, in Gymnasium's words."""
+    if not isinstance(given, int | np.integer):
+        raise ValueError(f"`max_concurrency` must be an integer or None, got {type(given)}.")
+    if given < 1:
+        raise ValueError(f"`max_concurrency` must be a positive or None, got {given}.")
 
 
 def _end(workers: list[BaseProcess], connections: list[Connection]) -> list[str]:

@@ -3,6 +3,7 @@
 What each step and reset gives is compared with SyncVectorEnv in `test_vectorizers.py`.
 """
 
+import multiprocessing
 import threading
 from copy import deepcopy
 from functools import partial
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.error import AlreadyPendingCallError, ClosedEnvironmentError, NoAsyncCallError
 from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import vector as wrappers
@@ -32,6 +34,22 @@ def assert_alike(mine, theirs):
     assert len(mine) == len(theirs)
     for a, b in zip(mine, theirs, strict=True):
         assert data_equivalence(a, b), (a, b)
+
+
+class Bounded(gym.Env):
+    """Observations up to a bound of its own."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, space):
+        self.observation_space = deepcopy(space)  # each env draws from its own
+
+    def reset(self, *, seed=None, options=None):
+        self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, False, {}
 
 
 # ---- one env, an end ----
@@ -61,8 +79,9 @@ def test_close_may_come_twice_and_nothing_after_it(make):
     envs.close()
     assert envs.closed
     for use in (envs.reset, lambda: envs.step(np.zeros(3, np.int64)), lambda: envs.call("spec"), envs.render):
-        with pytest.raises(ParlError, match="this vectorizer is closed: make a new one"):
+        with pytest.raises(ParlError, match="this vectorizer is closed: make a new one") as raised:
             use()
+        assert isinstance(raised.value, ClosedEnvironmentError)
 
 
 @every_class
@@ -126,10 +145,9 @@ def test_arguments_of_async_vector_env_are_taken_where_they_can_mean_something()
     ("options", "words"),
     [
         ({"worker": print}, r"worker=<built-in function print>: there is no such option here"),
-        ({"max_concurrency": 2}, r"max_concurrency=2: .*; num_workers says as much"),
         ({"context": "fork"}, r"context=fork: .*spawn"),
-        ({"observation_mode": "varied"}, r"observation_mode='varied': choose 'same', 'different', or a tuple"),
-        ({"observation_mode": (spaces.Discrete(2), 3)}, r"observation_mode=\(Discrete\(2\), 3\): choose"),
+        ({"observation_mode": "varied"}, r"Invalid `observation_mode`, expected: 'same' or 'different' .* got varied;"),
+        ({"observation_mode": (spaces.Discrete(2), 3)}, r"Invalid `observation_mode`, .* got \(Discrete\(2\), 3\)"),
     ],
     ids=str,
 )
@@ -145,23 +163,137 @@ def test_an_unknown_argument_is_a_type_error(make):
         make(cartpoles(), nonsense=1)
 
 
-# ---- observation_mode ----
+def test_max_concurrency_is_a_bound_on_the_workers():
+    envs = SubprocessVectorizer(cartpoles(4), num_workers=3, max_concurrency=np.int64(2))
+    assert len(envs.slices) == 2
+    envs.close()
+    for given, words in ((2.0, "must be an integer or None, got <class 'float'>"), (0, "must be a positive or None")):
+        with pytest.raises(ValueError, match=f"`max_concurrency` {words}"):
+            SubprocessVectorizer(cartpoles(), max_concurrency=given)
 
 
-class Bounded(gym.Env):
-    """Observations up to a bound of its own."""
+@pytest.mark.parametrize(
+    ("mask", "error", "words"),
+    [
+        ([True, False, True], TypeError, "must be a numpy array, got <class 'list'>"),
+        (np.array([True]), ValueError, r"must have shape `\(3,\)`, got \(1,\)"),
+        (np.array([[1, 1, 0]]), ValueError, r"must have shape `\(3,\)`, got \(1, 3\)"),
+        (np.array([1, 1, 0]), TypeError, r"must have `dtype=np.bool_`, got int64"),
+        (np.zeros(3, bool), ValueError, "must contain a boolean array with at least one True value"),
+    ],
+    ids=str,
+)
+def test_a_wrong_reset_mask_is_gymnasiums_error(mask, error, words):
+    mine = SerialVectorizer(cartpoles(), autoreset_mode="Disabled")
+    theirs = SyncVectorEnv(cartpoles(), autoreset_mode="Disabled")
+    for envs in (mine, theirs):
+        envs.reset()
+        with pytest.raises(error, match=rf"`options\['reset_mask'\]` {words}"):
+            envs.reset(options={"reset_mask": mask})
+        envs.close()
 
-    action_space = spaces.Discrete(2)
 
-    def __init__(self, space):
-        self.observation_space = deepcopy(space)  # each env draws from its own
+# ---- what is not reset, what is told ----
+
+
+def cartpole_that_was_reset(seed):
+    env = gym.make("CartPole-v1", max_episode_steps=9)
+    env.reset(seed=seed)
+    return env
+
+
+@every_class
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
+def test_an_env_that_its_factory_reset_is_stepped_at_once(make, mode):
+    env_fns = [partial(cartpole_that_was_reset, seed) for seed in range(3)]
+    mine, theirs = make(env_fns, autoreset_mode=mode), SyncVectorEnv(env_fns, autoreset_mode=mode)
+    for _ in range(9):  # to the end; the reset after it is unseeded, but goes on with each env's generator
+        assert_alike(mine.step([0, 1, 0]), theirs.step([0, 1, 0]))
+    assert_alike(mine.step([0, 1, 0]), theirs.step([0, 1, 0]))
+    mine.close()
+    theirs.close()
+
+
+@here_and_elsewhere
+def test_an_env_that_needs_a_reset_says_so(make):
+    envs = make(cartpoles())
+    with pytest.raises(EnvError, match=r"env 0 failed in step .*ResetNeeded"):
+        envs.step([0, 1, 0])
+    envs.close()
+    envs = make([CountingEnv] * 3, autoreset_mode="SameStep", episode_seed=counting_seed)
+    with pytest.raises(ParlError, match="no episode has begun"):  # the runner's face is strict
+        envs.send(np.zeros(3, int))
+    envs.close()
+
+
+def test_agents_that_nobody_reset_are_alive():
+    envs = SerialVectorizer([TwoAgentEnv], autoreset_mode="SameStep")
+    envs.call("reset")
+    reward = envs.step(np.zeros((1, 2), int))[1]
+    again = SerialVectorizer([TwoAgentEnv], autoreset_mode="SameStep")
+    again.reset()
+    np.testing.assert_array_equal(reward, again.step(np.zeros((1, 2), int))[1])
+    assert reward.any()
+    envs.close()
+    again.close()
+
+
+@here_and_elsewhere
+@pytest.mark.parametrize("env_id", ["FrozenLake-v1", "Blackjack-v1"])
+def test_what_ended_a_discrete_episode_is_of_the_type_that_gymnasium_gives(make, env_id):
+    mine, theirs = (
+        vectorize([partial(gym.make, env_id)] * 2, autoreset_mode="SameStep") for vectorize in (make, SyncVectorEnv)
+    )
+    mine.reset(seed=3)
+    theirs.reset(seed=3)
+    ended = 0
+    for _ in range(12):
+        got, expected = mine.step([1, 0]), theirs.step([1, 0])
+        assert got[4].keys() == expected[4].keys()
+        if "final_obs" in got[4]:
+            ended += 1
+            assert_alike(got[4]["final_obs"].tolist(), expected[4]["final_obs"].tolist())
+    assert ended
+    mine.close()
+    theirs.close()
+
+
+class Teller(Bounded):
+    """Tells what it is told in its options."""
 
     def reset(self, *, seed=None, options=None):
-        self.observation_space.seed(seed)
-        return self.observation_space.sample(), {}
+        obs, _ = super().reset(seed=seed)
+        return obs, dict(options["infos"][seed])
 
-    def step(self, action):
-        return self.observation_space.sample(), 1.0, False, False, {}
+
+@here_and_elsewhere
+@pytest.mark.parametrize(
+    "infos",
+    [
+        [
+            {"i": 1, "f": 1.0, "none": None, "array": np.zeros(2), "space": spaces.Discrete(1), "text": "x"},
+            {},
+            {"i": 3},
+        ],
+        [
+            {},
+            {"flag": True, "nested": {"x": np.array([1, 2]), "deeper": {"y": 3.5}}},
+            {"nested": {"x": np.ones(2, int)}},
+        ],
+        [{"list": [1, 2]}, {"late": "none before"}, {"late": "again"}],
+    ],
+    ids=["kinds", "nested", "late"],
+)
+def test_infos_are_merged_as_gymnasium_merges_them(make, infos):
+    env_fns = [partial(Teller, spaces.Discrete(4))] * 3
+    mine, theirs = make(env_fns), SyncVectorEnv(env_fns)
+    told = [envs.reset(seed=[0, 1, 2], options={"infos": infos}) for envs in (mine, theirs)]
+    assert_alike(*told)
+    mine.close()
+    theirs.close()
+
+
+# ---- observation_mode ----
 
 
 def nested(bound):
@@ -218,7 +350,7 @@ def test_agents_spaces_may_differ_between_envs():
         (
             spaces.Box(0, 2, (5,), np.float32),
             "same",
-            r"env 2: .*differs from env [01]'s .*observation_mode='different'",
+            r"env 2: .*differs from env [01]'s .*not equivalent. If this is intentional, use `observation_mode='diff",
         ),
         (spaces.Box(0, 1, (4,), np.float32), "different", r"env 2: .*\(4,\).* differs from .*in more than bounds"),
         (spaces.Box(0, 1, (5,), np.float64), "different", r"env 2: .*float64\) differs from"),
@@ -231,8 +363,18 @@ def test_agents_spaces_may_differ_between_envs():
 def test_spaces_that_cannot_share_a_block_are_refused(odd, mode, words):
     env_fns = [partial(Bounded, spaces.Box(0, 1, (5,), np.float32))] * 2 + [partial(Bounded, odd)]
     for make in (SerialVectorizer, partial(ThreadVectorizer, num_workers=2)):
-        with pytest.raises(ConfigError, match=words):
+        with pytest.raises(ConfigError, match=words) as raised:
             make(env_fns, observation_mode=mode)
+        assert isinstance(raised.value, RuntimeError)
+        assert raised.value.exit_code == 2
+
+
+@here_and_elsewhere
+def test_a_space_without_an_array_is_refused_as_gymnasium_refuses_it_for_shared_memory(make):
+    for gymnasiums in (TypeError, ValueError):  # of a dynamic shape; a class that it does not know
+        with pytest.raises(gymnasiums, match=r"space Text\(1, 3.*: must be Box, .*has a dynamic shape") as raised:
+            make([partial(Bounded, spaces.Text(3))] * 2)
+        assert isinstance(raised.value, ConfigError)
 
 
 # ---- halves ----
@@ -256,8 +398,10 @@ def test_halves_give_what_the_whole_gives(make):
 def test_halves_that_do_not_match_are_refused_and_nothing_is_lost(make):
     envs = make([CountingEnv] * 3, autoreset_mode="SameStep", episode_seed=counting_seed)
     for kind in ("reset", "step", "call"):
-        with pytest.raises(ParlError, match=f"{kind}_wait without {kind}_async"):
+        with pytest.raises(ParlError, match=f"`{kind}_wait` without any prior call to `{kind}_async`") as raised:
             getattr(envs, f"{kind}_wait")()
+        assert isinstance(raised.value, NoAsyncCallError)
+        assert raised.value.name == kind
     actions = np.zeros(3, int)
     begin = {
         "reset": envs.reset_async,
@@ -266,31 +410,45 @@ def test_halves_that_do_not_match_are_refused_and_nothing_is_lost(make):
     }
     for kind, ask in begin.items():
         ask()
-        others = [envs.reset, partial(envs.step, actions), partial(envs.call, "length"), partial(envs.send, actions)]
-        for other in (*others, envs.begin, partial(envs.set_attr, "length", 3)):
-            with pytest.raises(ParlError, match=rf"{kind}_async is not answered yet: call {kind}_wait\(\) first"):
+        others = {
+            "reset_async": envs.reset,
+            "step_async": partial(envs.step, actions),
+            "call_async": partial(envs.call, "length"),
+            "send": partial(envs.send, actions),
+            "begin": envs.begin,
+            "set_attr": partial(envs.set_attr, "length", 3),
+        }
+        for method, other in others.items():
+            words = rf"`{method}` while waiting for a pending call to `{kind}` to complete: call {kind}_wait\(\) first"
+            with pytest.raises(ParlError, match=words) as raised:
                 other()
+            assert isinstance(raised.value, AlreadyPendingCallError)
+            assert raised.value.name == kind
         with pytest.raises(ParlError, match="recv without send"):
             envs.recv()
         for wrong in begin.keys() - {kind}:
-            with pytest.raises(ParlError, match=f"{wrong}_wait without {wrong}_async"):
+            with pytest.raises(ParlError, match=f"`{wrong}_wait` without"):
                 getattr(envs, f"{wrong}_wait")()
         answer = getattr(envs, f"{kind}_wait")()
         if kind == "step":
             assert answer[0][:, 2].tolist() == [1, 1, 1]
     envs.send(actions)
-    with pytest.raises(ParlError, match="step_wait without step_async"):
+    with pytest.raises(ParlError, match="`step_wait` without any prior call"):
         envs.step_wait()
     assert envs.recv().obs[:, 2].tolist() == [2, 2, 2]
     envs.step_async(actions)
-    envs.close()
+    with pytest.warns(UserWarning, match="Calling `close` while waiting for a pending call to `step` to complete"):
+        envs.close()
+    with pytest.raises(ClosedEnvironmentError):
+        envs.step_wait()
 
 
 def test_a_wait_that_times_out_may_be_called_again():
     envs = ThreadVectorizer([partial(SleepEnv, step_s=0.1, reset_s=0.1)] * 2)
     envs.reset_async(seed=0)
-    with pytest.raises(TimeoutError, match="groups of envs did not answer in time"):
+    with pytest.raises(TimeoutError, match="groups of envs did not answer in time") as raised:
         envs.reset_wait(timeout=0.01)
+    assert isinstance(raised.value, multiprocessing.TimeoutError)
     envs.reset_wait()
     envs.step_async(np.zeros(2, int))
     with pytest.raises(TimeoutError):

@@ -87,7 +87,7 @@ def _equal(mine, theirs):
                 np.testing.assert_array_equal(a, b)
     else:
         np.testing.assert_array_equal(mine, theirs)
-        assert mine.dtype == theirs.dtype
+        assert np.asarray(mine).dtype == np.asarray(theirs).dtype
 
 
 @every_vectorizer
@@ -143,7 +143,8 @@ class StructuredEnv(gym.Env):
         return self._obs(action["go"]), float(action["by"].sum()), self.clock == 4, False, {}
 
     def _obs(self, number):
-        return {"seen": (np.full((2, 2), number, np.uint8), number), "clock": np.float32(self.clock)}
+        # an int, as most envs give a Discrete part; what ended an episode is given as one
+        return {"seen": (np.full((2, 2), number, np.uint8), int(number)), "clock": np.float32(self.clock)}
 
 
 @every_vectorizer
