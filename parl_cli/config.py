@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -338,6 +339,8 @@ def _convert_scalar(hint: type, value: Any, key: str) -> Any:
         return value
     if isinstance(value, bool) or value is None:
         raise _wrong(key, value, _name(hint))
+    if isinstance(value, int) and abs(value) > sys.float_info.max:
+        raise ConfigError(f"{key}: a number of hundreds of digits; must be below {sys.float_info.max:.1e}")
     if hint is int and isinstance(value, int | float) and math.isfinite(value) and value == int(value):
         return int(value)
     if hint is float and isinstance(value, int | float):

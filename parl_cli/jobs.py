@@ -128,6 +128,10 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
     policies = _policies_to_play(command, config, saved)
     seed = config.seed if command.seed is None else command.seed
     watching = command.render is not None or command.video
+    if command.render is not None and command.video:
+        raise ConfigError(f"render={command.render} video=true: an env draws for one of them; leave one out")
+    if watching and command.num_envs not in (None, 1):
+        raise ConfigError(f"num_envs={command.num_envs}: with render or video one env is watched; leave it out")
     if watching:
         check_rendering(config.env)
     vectorizer = build.make_eval_vectorizer(

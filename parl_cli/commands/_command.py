@@ -70,6 +70,9 @@ def run_command(
                 if flags.multirun:
                     raise ConfigError(f"{' '.join(overrides)}: {error}") from error
                 raise
+    folders = [command.output for command in commands if getattr(command, "output", None) is not None]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"output={folders[0]}: several jobs would write there; leave it out, or give each its own")
     for command in commands:
         action(command)
     return 0

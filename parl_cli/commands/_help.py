@@ -67,7 +67,7 @@ examples:
 }
 
 
-def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str:
+def job_help(name: str, overrides: Sequence[str], config_dir: str | None, multirun: bool = False) -> str:
     """The page of `parl train` or `parl bench`, with the values that `overrides` choose.
 
     Raises:
@@ -76,12 +76,12 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
     from omegaconf import OmegaConf
 
     from parl_cli.cli import COMMANDS
-    from parl_cli.composition.compose import compose, session
+    from parl_cli.composition.compose import chosen_options, compose, session
 
     with session(config_dir) as hydra:
         # the sweep's config is the job's, with what -m adds
-        config = compose(hydra, "sweep" if name == "train" else name, overrides)
-    choices = _chosen(config)
+        config = compose(hydra, "sweep" if name == "train" else name, overrides, multirun)
+    choices = chosen_options(config)
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     del values["hydra"]
     train_yaml = conf_files.comments(conf_files.builtin_conf() / "train.yaml")
@@ -89,7 +89,7 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
     own = dataclasses.fields(BenchCommand) if name == "bench" else ()
     if own:
         lines += [f"keys of parl {name}, with their present values:"]
-        lines += [*(_line(f.name, values.pop(f.name), f.metadata["doc"]) for f in own), ""]
+        lines += [*(_line(f.name, values.pop(f.name, None), f.metadata["doc"]) for f in own), ""]
     lines += [*_flags_of(name), "", "choices, group=option (* the present one):"]
     for group in conf_files.groups(config_dir):
         present = choices.get(group, [])
@@ -117,16 +117,6 @@ def job_help(name: str, overrides: Sequence[str], config_dir: str | None) -> str
                 *(_line(f"{key}.{p}".removeprefix("sweep.space."), v, docs.get(p, "")) for p, v in _flat(part)),
             ]
     return "\n".join([*lines, "", _EXAMPLES[name]])
-
-
-def _chosen(config: Any) -> dict[str, list[str]]:
-    """The chosen options of each group; several, as in logger=[tensorboard,wandb], are not among Hydra's choices."""
-    found = {group: [str(option)] for group, option in config.hydra.runtime.choices.items() if option is not None}
-    for text in config.hydra.overrides.task:
-        group, _, value = text.partition("=")
-        if value.startswith("[") and conf_files.options(group):
-            found[group] = [name.strip() for name in value.strip("[]").split(",")]
-    return found
 
 
 def _flags_of(name: str) -> list[str]:

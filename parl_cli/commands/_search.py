@@ -11,7 +11,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from parl_cli.commands._sweep import make_sweep_dir, prepare, shown, sweep_options
-from parl_cli.composition.compose import plain
+from parl_cli.composition.compose import chosen_options, plain
 from parl_cli.composition.messages import translated
 from parl_cli.config import COMPONENTS, to_plain
 from parl_cli.sweeps.best import difference
@@ -42,8 +42,10 @@ def make_search(context: HydraContext, sweep: DictConfig, overrides: Sequence[Ov
     # typed, so that an interval of whole numbers is known by its key; but workers are counted when a trial starts
     config = to_plain(job.config) | {key: job.values[key] for key in ("vectorizer", "actors", "num_threads")}
     check_space(options, config)
+    chosen = chosen_options(job.job)
+    choices: dict[str, Any] = {name: chosen.get(name) for name in _GROUPS}
+    choices = {name: names[0] if names and len(names) == 1 else names for name, names in choices.items()}
     folder = make_sweep_dir(sweep, [job])
-    choices = {name: job.job.hydra.runtime.choices[name] for name in _GROUPS}
     if job.job.hydra.runtime.choices.get("tuned") is None:
         choices["tuned"] = None
     base = {
@@ -70,6 +72,10 @@ def _space(options: SearchConfig, overrides: Sequence[Override]) -> dict[str, st
 
 def _composed(context: HydraContext, choices: dict[str, Any]) -> dict[str, Any]:
     """The config that these choices of groups make by themselves."""
-    texts = [f"~{group}" if choice is None else f"{group}={choice}" for group, choice in choices.items()]
+    texts = [f"~{group}" if choice is None else f"{group}={_typed(choice)}" for group, choice in choices.items()]
     with translated():
         return plain(context.config_loader.load_configuration("train", texts, RunMode.RUN))
+
+
+def _typed(choice: str | list[str]) -> str:
+    return f"[{','.join(choice)}]" if isinstance(choice, list) else choice

@@ -49,7 +49,7 @@ def _read(hydra: Hydra, overrides: Sequence[str]) -> tuple[TrainConfig, BenchCom
 
     job = compose(hydra, "bench", overrides)
     values = plain(job)
-    own = {f.name: values.pop(f.name) for f in dataclasses.fields(BenchCommand)}
+    own = {f.name: values.pop(f.name) for f in dataclasses.fields(BenchCommand) if f.name in values}
     command = parse(BenchCommand, own)
 
     from parl_cli.bench.candidates import chosen_names  # torch, from here on

@@ -13,7 +13,7 @@ def main(args: list[str]) -> int:
     if flags.help:
         from parl_cli.commands._help import job_help
 
-        print(job_help("train", flags.overrides, flags.config_dir))
+        print(job_help("train", flags.overrides, flags.config_dir, flags.multirun))
         return 0
 
     from parl_cli.commands._job import run_one, run_sweep

@@ -83,11 +83,12 @@ def latest() -> Path:
     """
     if not os.path.isdir(OUTPUTS):
         raise ConfigError(f"there is no {OUTPUTS}/ here, and so no run; name a folder: parl watch RUN")
-    runs, broken = load.read_all(load.find([OUTPUTS], key="watch"))
+    runs, broken = load.read_all(list(load.below(Path(OUTPUTS))))
     begun = [(started(run), run.path) for run in runs]
     # the ledger of a sweep is written whenever one of its jobs begins or ends
     begun += [(file.stat().st_mtime, file.parent.resolve()) for file in Path(OUTPUTS).glob(f"**/{SWEEP_FILE}")]
     if not begun:
+        load.find([OUTPUTS], key="watch")  # says so if there is none
         raise ConfigError(f"watch={OUTPUTS}: no run can be read: {broken[0]}")
     newest = max(begun)[1]
     return next((folder for folder in newest.parents if (folder / SWEEP_FILE).is_file()), newest)

@@ -45,7 +45,7 @@ _PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
 OPEN_IN_A_JOB = ("env.kwargs.", "policies.", "logger.sinks.")
 _OPEN = (*OPEN_IN_A_JOB, "where.", "thresholds.", "normalize.")  # the others: of `parl report` and `parl list`
 
-_EXPONENT = re.compile(r"(?<![\w.+-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w.])")
+_EXPONENT = re.compile(r"(?<![\w.+/-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w./])")
 
 
 @contextmanager
@@ -90,6 +90,16 @@ def compose(hydra: Hydra, config_name: str, overrides: Sequence[str], multirun: 
     check_hidden(config)
     check_preset(config)
     return config
+
+
+def chosen_options(config: DictConfig) -> dict[str, list[str]]:
+    """The chosen options of each group; several, as in logger=[tensorboard,wandb], are not among Hydra's choices."""
+    found = {group: [str(option)] for group, option in config.hydra.runtime.choices.items() if option is not None}
+    for text in config.hydra.overrides.task:
+        group, _, value = text.partition("=")
+        if value.startswith("[") and options(group):
+            found[group] = [name.strip() for name in value.strip("[]").split(",")]
+    return found
 
 
 def check_preset(config: DictConfig) -> None:

@@ -114,6 +114,10 @@ def analyse(command: ReportCommand) -> Report:
     Raises:
         ConfigError: no run can be shown, or runs cannot be compared.
     """
+    if command.steps is not None and command.score == "eval":
+        raise ConfigError(
+            f"steps={command.steps}: score=eval is what parl eval found, at whatever step; choose score=final"
+        )
     words = [command.runs] if isinstance(command.runs, str) else command.runs
     runs, broken = load.read_all(load.find(words))
     if not runs:
@@ -138,7 +142,8 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested values by dotted key, as they were typed."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        nested = isinstance(value, dict) and value  # an empty one is a value, as in a run's config
+        found |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
     return found
 
 

@@ -139,7 +139,7 @@ def _differing(runs: Sequence[Run], counts: Callable[[str], bool]) -> list[str]:
 def _value(run: Run, key: str) -> str | None:
     """As it is typed. None where the run, of another version, has no such key; in open mappings that is a value."""
     if key not in run.config:
-        return "absent" if ".kwargs." in key else None
+        return "absent" if ".kwargs." in key or key.startswith("policies.") else None
     return plain_text(run.config[key])
 
 

@@ -119,6 +119,8 @@ def _dimension(key: str, text: str, present: Any) -> Dimension:
     with translated():
         [parsed] = OverridesParser.create().parse_overrides([f"{key}={text}"])
     where = parsed.value()
+    if isinstance(where, ChoiceSweep | RangeSweep) and where.tags:
+        raise ConfigError(f"{shown}: tags are for interval(…), as in tag(log, interval(low, high))")
     if isinstance(where, ChoiceSweep):
         return Choice(tuple(_plain(value) for value in where.list))
     if isinstance(where, RangeSweep):

@@ -185,6 +185,19 @@ def refused(command, capsys):
     return error
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["video=true", "num_envs=4"], "num_envs=4: with render or video one env is watched"),
+        (["video=true", "render=human"], "render=human video=true: an env draws for one of them"),
+        (["-m", "episodes=1,2", "output=out"], "output=out: several jobs would write there"),
+    ],
+)
+def test_what_would_be_ignored_or_written_over_is_refused(words, reason, workplace, capsys):
+    assert refused(["eval", "checkpoint=latest", *words], capsys).startswith(f"parl: error: {reason}")
+    assert not Path("out").exists()
+
+
 def test_an_output_that_is_a_file_is_one_line_and_nothing_is_left(workplace, capsys):
     Path("taken").write_text("mine")
     before = tree(workplace)

@@ -64,6 +64,8 @@ def test_a_whole_number_becomes_a_float_where_one_is_wanted():
         ({"count": None}, "count=null: must be a whole number, not null"),
         ({"count": float("nan")}, "count=nan"),
         ({"count": float("inf")}, "count=inf"),
+        ({"count": 10**400}, "count: a number of hundreds of digits"),
+        ({"rate": 10**400}, "rate: a number of hundreds of digits"),
         ({"count": 0}, "count=0: must be at least 1"),
         ({"count": 101}, "count=101: must be at most 100"),
         ({"rate": 0}, "rate=0.0: must be greater than 0"),

@@ -54,6 +54,11 @@ def test_a_users_yaml_that_cannot_be_read_is_told_with_its_line(elsewhere):
     assert "mine.yaml, line 3: not valid YAML" in message("env=mine")
 
 
+def test_numbers_in_paths_stay():
+    typed = ["init_from=/data/1e6/latest", "hydra.run.dir=out/1e5"]
+    assert prepare(typed) == typed
+
+
 def test_whole_exponents_become_whole_numbers():
     assert prepare(["total_steps=1e6", "seed=1e2,2.5e1", "x=1.5e-3", "y='1e6'", "z=a1e6"]) == [
         "total_steps=1000000",

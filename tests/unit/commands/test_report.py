@@ -75,6 +75,8 @@ def test_each_task_can_have_thresholds_and_ends_of_its_own(folder, capsys):
         (["nope"], "runs=nope: nothing is there"),
         (["outputs", "by=[algo.nam]"], "by=[algo.nam]: no run has such a key; did you mean algo.name"),
         (["outputs", "score=last"], "score=last: "),
+        (["outputs", "score=eval", "steps=100"], "steps=100: score=eval is what parl eval found"),
+        (["outputs", "where.policies={}"], "no run has a key policies"),
         (["outputs", "formats=[pdf]"], "formats[0]=pdf: "),
         (["outputs", "confidence=1.5"], "confidence=1.5: must be less than 1"),
         (["outputs", "metrics=x"], "unknown key metrics; did you mean metric?"),

@@ -118,6 +118,13 @@ def test_the_default_is_what_was_begun_last(folder):
     assert watch.latest() == folder / "outputs/x/c"
 
 
+def test_a_sweep_whose_first_job_has_not_begun_is_followed(folder):
+    sweep = folder / "outputs/x/sweep-1"
+    sweep.mkdir(parents=True)
+    (sweep / "sweep.json").write_text("{}")
+    assert watch.latest() == sweep
+
+
 def test_a_sweep_of_one_job_is_a_sweep(folder):
     write_run(folder / "sweep-1/0")
     (folder / "sweep-1/sweep.json").write_text("{}")

@@ -97,6 +97,14 @@ def test_a_key_that_another_version_did_not_have_is_no_difference(make):
     assert shape(group(make(config(seed=1), new), BY)[0]) == {"cartpole": {"ppo": [1, 2]}}
 
 
+def test_settings_that_only_one_policy_of_a_run_has_are_a_difference(make):
+    new = config(seed=2)
+    new["policies"] = {"1": {"algo": {"learning_rate": 0.5}}}
+    old = config(seed=1) | {"policies": {}}
+    with pytest.raises(ConfigError, match=r"policies\.1\.algo\.learning_rate"):
+        group(make(old, new), BY)
+
+
 def test_of_runs_with_the_same_seed_the_newest_counts(tmp_path, make):
     write_run(tmp_path / "old", config(seed=1), started="2026-01-01T00:00:00+0000")
     runs = make(config(seed=1), config(seed=2))

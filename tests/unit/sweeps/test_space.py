@@ -58,6 +58,8 @@ def test_what_is_typed_is_a_dimension(key, text, dimension):
         ("algo.gamma", "interval(1,0)", "an empty range"),
         ("algo.gamma", "tag(log,interval(0,1))", "begins above 0"),
         ("algo.gamma", "tag(cubic,interval(0,1))", "unknown tag cubic"),
+        ("algo.num_epochs", "tag(log,range(1,16,2))", "tags are for interval"),
+        ("algo.gamma", "tag(foo,choice(0.9,0.99))", "tags are for interval"),
         ("algo.gamma", "0.9", "one value is nothing to search"),
         ("algo.gamma", "range(3,3)", "an empty range"),
         ("algo.gamma", "interval(0", "cannot read"),
