@@ -115,7 +115,7 @@ class CheckpointConfig:
     every_steps: int | None = option(50_000, "env steps between checkpoints; null: only at the end", ge=1)
     keep: int = option(2, "how many of the latest are kept (the best is kept besides)", ge=1)
     env: Literal["replay", "reset"] = option(
-        "replay", "on resume, re-step unfinished episodes (exact), or reset them (for irreproducible envs)"
+        "replay", "on resume, replay unfinished episodes (exact) or reset them (for irreproducible envs)"
     )
 
 
@@ -230,10 +230,12 @@ class ReportCommand:
     where: dict[str, Any] | None = option(None, "config values that a run must have, like where.env.name=cartpole")
     metric: str = option("episode/return_mean", "what is compared: a metric of metrics.jsonl, higher is better")
     score: Literal["final", "best", "mean", "eval"] = option(
-        "final", "a run's score: the metric's last, best or mean value, or what parl eval found (mean_return)"
+        "final", "a run's score: the metric's final, best or mean value, or what parl eval found (mean_return)"
     )
     steps: int | None = option(None, "env steps at which runs are compared; null: at the end of each", ge=1)
-    statistic: Literal["iqm", "median", "mean"] = option("iqm", "what curves show of the runs of a group")
+    statistic: Literal["iqm", "median", "mean"] = option(
+        "iqm", "iqm, median or mean: what curves show of the runs of a group"
+    )
     thresholds: dict[str, list[float]] | list[float] | None = option(
         None, "scores whose first passing counts: [475], or thresholds.cartpole=[475]; where none: parts of the way"
     )
@@ -248,7 +250,7 @@ class ReportCommand:
         [], "config keys in which compared runs may differ; also `seed` (repeated seeds) and `unfinished`"
     )
     formats: list[Literal["html", "md", "csv", "png", "svg"]] = option(
-        ["html", "md", "csv", "png", "svg"], "what is written; []: nothing"
+        ["html", "md", "csv", "png", "svg"], "html, md, csv, png, svg: what is written; []: nothing"
     )
     output: str | None = option(None, "folder for the files; null: outputs/report/<time>/")
 

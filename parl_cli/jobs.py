@@ -37,19 +37,20 @@ from parl_cli.training.video import VideoRecorder
 log = logging.getLogger(__name__)
 
 
-def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str]) -> float | None:
+def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str], preset: str | None = None) -> float | None:
     """Train in a new run folder; `parl train`'s job.
 
     Args:
         config: from `build.validate`.
         run_dir: the folder to make.
         argv: what the user typed.
+        preset: where the hyper-parameters come from, to be shown.
 
     Returns:
         Mean return of the last 100 training episodes; None if none has finished.
     """
     with Experiment.start(config, run_dir, argv) as experiment, RunDir(run_dir).held():
-        return _run(experiment)
+        return _run(experiment, preset)
 
 
 def resume_run(command: ResumeCommand) -> float | None:
@@ -252,13 +253,14 @@ def _typed(name: str, command: EvalCommand | ResumeCommand) -> Callable[[str], s
     return lambda modules: " ".join([*words, f"'plugins=[{modules}]'"])
 
 
-def _run(experiment: Experiment) -> float | None:
+def _run(experiment: Experiment, preset: str | None = None) -> float | None:
     """Train with a display, and say how it ended."""
     config, run = experiment.config, experiment.run
     assert run is not None
     rollout_steps = config.algo.num_steps * config.num_envs // config.num_policies
     updates = -(-config.total_steps // rollout_steps)
-    console.print_start(_essentials(experiment, run, updates), title=f"{config.algo.name} on {config.env.name}")
+    essentials = ({} if preset is None else {"tuned": preset}) | _essentials(experiment, run, updates)
+    console.print_start(essentials, title=f"{config.algo.name} on {config.env.name}")
     history = list(read_jsonl(run.metrics))
     progress = make_progress(updates * rollout_steps, config.name, live=config.logger.live, history=history)
     with progress:

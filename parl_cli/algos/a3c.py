@@ -22,7 +22,9 @@ class A3CConfig(A2CConfig):
     """A2C's hyper-parameters, with the paper's schedule."""
 
     name: str = option("a3c", "registered name")
-    learning_rate_schedule: ScheduleKind = option("linear", "over total_steps, down to learning_rate_end")
+    learning_rate_schedule: ScheduleKind = option(
+        "linear", "constant; linear or cosine, over total_steps down to learning_rate_end"
+    )
 
 
 class A3C(A2C):

@@ -28,7 +28,9 @@ class IMPALAConfig(A2CConfig):
     name: str = option("impala", "registered name")
     num_steps: int = option(20, "n: steps per env and rollout", ge=1)
     learning_rate: float = option(6e-4, "the optimizer's step size", gt=0)
-    learning_rate_schedule: ScheduleKind = option("linear", "over total_steps, down to learning_rate_end")
+    learning_rate_schedule: ScheduleKind = option(
+        "linear", "constant; linear or cosine, over total_steps down to learning_rate_end"
+    )
     optimizer_eps: float = option(5e-4, "added to the root of the mean square", gt=0)
     max_grad_norm: float | None = option(0.0625, "global gradient norm is clipped to this; null: no clipping", gt=0)
     gae_lambda: float = option(1.0, "lambda of V-trace's c_t (remark 2); 1 in the paper's experiments", ge=0, le=1)

@@ -61,19 +61,22 @@ class PPOConfig:
     learning_rate: float = option(3e-4, "Adam's step size", gt=0)
     critic_learning_rate: float | None = option(None, "the critic's own; null: learning_rate", gt=0)
     learning_rate_schedule: Literal["constant", "linear", "cosine", "kl_adaptive"] = option(
-        "constant", "over total_steps, down to learning_rate_end; kl_adaptive follows target_kl"
+        "constant",
+        "constant; linear or cosine, over total_steps down to learning_rate_end; kl_adaptive, after target_kl",
     )
     learning_rate_end: float = option(0.0, "share of learning_rate left at the end of its schedule", ge=0, le=1)
     gamma: float = option(0.99, "discount", ge=0, le=1)
     gae_lambda: float = option(0.95, "GAE's lambda", ge=0, le=1)
-    objective: Literal["clip", "kl_penalty"] = option("clip", "clipped surrogate (eq. 7) or KL penalty (eq. 8)")
+    objective: Literal["clip", "kl_penalty"] = option(
+        "clip", "clip: clipped surrogate (eq. 7); kl_penalty: KL penalty (eq. 8)"
+    )
     clip_range: float = option(0.2, "epsilon: the ratio is clipped to 1 ± epsilon", gt=0)
-    clip_range_schedule: ScheduleKind = option("constant", "over total_steps, down to 0")
+    clip_range_schedule: ScheduleKind = option("constant", "constant; linear or cosine, over total_steps down to 0")
     kl_penalty_coef: float = option(1.0, "beta of eq. 8 at the start; adapted to kl_penalty_target", gt=0)
     kl_penalty_target: float = option(0.01, "d_targ of eq. 8", gt=0)
     value_clip_range: float | None = option(None, "clip the value's change to ± this; null: no clipping", gt=0)
     entropy_coef: float = option(0.0, "c2: weight of the entropy bonus", ge=0)
-    entropy_coef_schedule: ScheduleKind = option("constant", "over total_steps, down to 0")
+    entropy_coef_schedule: ScheduleKind = option("constant", "constant; linear or cosine, over total_steps down to 0")
     value_coef: float = option(0.5, "c1: weight of the value loss", ge=0)
     max_grad_norm: float | None = option(0.5, "global gradient norm is clipped to this; null: no clipping", gt=0)
     normalize_advantage: bool = option(True, "mean 0 and std 1 within each minibatch")

@@ -28,7 +28,7 @@ class TRPPOConfig(PPOConfig):
     objective: Literal["clip"] = option("clip", "fixed: the algorithm is the objective")
     clip_range: float = option(0.2, "of no effect on learning: the range policy/clip_fraction counts by", gt=0)
     delta: float = option(0.035, "delta: KL(pi_old || pi_new) in nats at which a sample's trigger fires", gt=0)
-    delta_schedule: ScheduleKind = option("constant", "over total_steps, down to 0")
+    delta_schedule: ScheduleKind = option("constant", "constant; linear or cosine, over total_steps down to 0")
 
 
 class TRPPO(PPO):

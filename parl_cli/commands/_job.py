@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus, run_job
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from parl_cli.composition.compose import compose, parse_overrides, plain, presets_named
+from parl_cli.composition.compose import compose, parse_overrides, plain, preset_of, presets_named
 from parl_cli.composition.messages import translated
 from parl_cli.errors import ConfigError
 
@@ -97,7 +97,7 @@ def execute(job: DictConfig, config: TrainConfig, context: HydraContext, subdir_
     try:
         result = run_job(
             hydra_context=context,
-            task_function=functools.partial(_train, config=config, argv=argv),
+            task_function=functools.partial(_train, config=config, argv=argv, preset=preset_of(job)),
             config=job,
             job_dir_key="hydra.run.dir" if subdir_key is None else "hydra.sweep.dir",
             job_subdir_key=subdir_key,
@@ -165,10 +165,10 @@ def remove_if_empty(folder: Path) -> None:
         empty.rmdir()
 
 
-def _train(_job: DictConfig, config: TrainConfig, argv: list[str]) -> float | None:
+def _train(_job: DictConfig, config: TrainConfig, argv: list[str], preset: str) -> float | None:
     from parl_cli.jobs import train_run
 
-    return train_run(config, Path(HydraConfig.get().runtime.output_dir), argv)
+    return train_run(config, Path(HydraConfig.get().runtime.output_dir), argv, preset)
 
 
 def _is_about_the_sweep(text: str) -> bool:

@@ -102,6 +102,14 @@ def chosen_options(config: DictConfig) -> dict[str, list[str]]:
     return found
 
 
+def preset_of(config: DictConfig) -> str:
+    """The preset that a job was composed with, as its summary says it."""
+    choices = config.hydra.runtime.choices
+    if choices.get("tuned") is None:
+        return "none (tuned=null)"
+    return choices["tuned"] if _files_of(config, "tuned") else f"none for {choices['tuned']}: plain defaults"
+
+
 def check_preset(config: DictConfig) -> None:
     """Refuse a preset that is not there, unless nobody asked for it: a pair need not have one.
 

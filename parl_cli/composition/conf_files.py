@@ -74,7 +74,7 @@ def summary(file: Path) -> str:
         if not line.startswith("#"):
             break
         words.append(line.removeprefix("#").strip())
-    return " ".join(words).partition(". ")[0].rstrip(".:")
+    return re.split(r"(?<!et al)\. ", " ".join(words), maxsplit=1)[0].rstrip(".:")
 
 
 def comments(file: Path) -> dict[str, str]:

@@ -42,8 +42,10 @@ class ActorCriticConfig:
 
     name: str = option("mlp", "registered name")
     hidden_sizes: list[int] = option([64, 64], "width of each hidden layer", ge=1)
-    activation: Activation = option("tanh", "non-linearity after each hidden layer")
-    norm: Literal["none", "layer", "group"] = option("none", "normalisation before each non-linearity")
+    activation: Activation = option("tanh", "tanh, relu, relu6, elu, silu or gelu after each hidden layer")
+    norm: Literal["none", "layer", "group"] = option(
+        "none", "none, layer or group: normalisation before each non-linearity"
+    )
     shared_trunk: bool = option(False, "one network with two heads, instead of two networks")
     hidden_gain: float = option(math.sqrt(2), "orthogonal gain of hidden layers", gt=0)
     policy_gain: float = option(0.01, "orthogonal gain of the policy head", gt=0)

@@ -84,6 +84,11 @@ def test_the_loop_of_pieces_trains(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["example.py"]
 
 
+def test_the_vectorizer_example_steps(tmp_path):
+    [example] = blocks(section("Vectorizers alone"), "python")
+    assert run_python(example, tmp_path).stdout == "(32, 4) CartPole-v1\n"
+
+
 def test_the_loop_of_pieces_is_short():
     _, loop = blocks(section("From Python"), "python")
     assert len([line for line in loop.splitlines() if line]) <= 28

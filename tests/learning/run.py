@@ -66,6 +66,8 @@ TARGETS = {
     "ppo/hopper": Target(3, 2500, "2609 (Tianshou PPO, 1M)"),
     "ppo/swimmer": Target(3, 110, "281.6 (RL Zoo PPO, 1M)"),
     "ppo/inverted_double_pendulum": Target(3, 9000, "9231 (Tianshou PPO, 1M)"),
+    "ppo/inverted_pendulum": Target(3, None, "1000 (Tianshou PPO, 1M)"),
+    "ppo/lunar_lander_continuous": Target(3, None, "270.9 (RL Zoo PPO, 1M)"),
     "ppo/pusher": Target(3, None, "no figure"),
     "random/pusher": Target(1, None, "no figure"),
     "ppo/humanoid": Target(3, None, "787 (Tianshou PPO, 1M)"),

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import re
+import typing
 
 import pytest
 from omegaconf import OmegaConf
@@ -26,6 +27,7 @@ from parl_cli.config import (
     parse_train,
     to_plain,
 )
+from parl_cli.sweeps.options import SearchConfig
 from tests.learning.run import ROWS, read_rows
 
 CONF = conf_files.builtin_conf()
@@ -70,6 +72,33 @@ def test_preset_named_like_its_component_holds_the_defaults(group, name):
 def test_every_key_of_a_preset_has_a_comment(group, name):
     file = CONF / group / f"{name}.yaml"
     assert set(read(file)) - {"defaults"} <= set(conf_files.comments(file))
+
+
+def words_of(hint):
+    """The words that a type allows."""
+    if typing.get_origin(hint) is typing.Literal:
+        return {word for word in typing.get_args(hint) if isinstance(word, str)}
+    return set().union(*map(words_of, typing.get_args(hint)))
+
+
+@pytest.mark.parametrize(("group", "name"), all_of(*COMPONENTS))
+def test_the_words_that_a_key_takes_stand_in_its_comment(group, name):
+    config = registry.load(group, read_component(group, name)["name"]).Config
+    documented = conf_files.comments(CONF / group / f"{name}.yaml")
+    for key, hint in typing.get_type_hints(config).items():
+        words = words_of(hint)
+        if len(words) > 1 and "of no effect" not in documented[key]:
+            assert all(word in documented[key] for word in words), (key, words)
+
+
+@pytest.mark.parametrize(
+    "config", [EvalCommand, ReportCommand, BenchCommand, ResumeCommand, CheckpointConfig, LoggerConfig, SearchConfig]
+)
+def test_the_words_that_a_field_takes_stand_in_what_it_says(config):
+    hints = typing.get_type_hints(config)
+    for field in dataclasses.fields(config):
+        words = words_of(hints[field.name])
+        assert len(words) < 2 or all(word in field.metadata["doc"] for word in words), (field.name, words)
 
 
 @pytest.mark.parametrize("algo", registry.names("algo"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from parl_cli.composition.compose import compose, presets_named, session
+from parl_cli.composition.compose import compose, preset_of, presets_named, session
 from parl_cli.config import parse_component
 from parl_cli.errors import ConfigError, UnknownKeyError
 
@@ -16,6 +16,19 @@ def composed(*overrides, config_dir=None):
 def test_a_preset_that_is_not_there_is_refused(chosen):
     with pytest.raises(ConfigError, match=f"^tuned={chosen}: no such preset"):
         composed(f"tuned={chosen}", "env=pendulum")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["env=pendulum"], "ppo/pendulum"),
+        (["env=cartpole", "tuned=ppo/pendulum"], "ppo/pendulum"),
+        (["algo=truly_ppo", "env=hopper"], "none for truly_ppo/hopper: plain defaults"),
+        (["tuned=null"], "none (tuned=null)"),
+    ],
+)
+def test_a_run_says_which_preset_it_has(overrides, words):
+    assert preset_of(composed(*overrides)) == words
 
 
 def test_a_pair_need_not_have_a_preset_and_may_take_that_of_another():
