@@ -20,7 +20,7 @@ from parl_cli.config import option
 from parl_cli.errors import EnvError
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
 from parl_cli.vectorizers.calls import available_cores
-from parl_cli.vectorizers.group import EpisodeSeed
+from parl_cli.vectorizers.plans import EpisodeSeed
 from parl_cli.vectorizers.speed import Speed, StepCost, race, step_cost, wake_up_s
 
 MIN_GAIN = 1.1  # times the speed of serial, or it stays serial

@@ -4,7 +4,7 @@ Gymnasium's face (`reset`, `step`, `call`, …; see `GymnasiumFace`) behaves lik
 each of its three autoreset modes. The runner's face (`begin`, `send`, `recv`) is same-step autoreset only: it gives
 arrays without infos, each episode has a number, and every reset is seeded by (env id, episode number).
 
-A subclass owns *workers*: places where `EnvGroup`s live, each with a contiguous range of envs. It says how a call
+A subclass owns *workers*: places where `EnvPlans` live, each with a contiguous range of envs. It says how a call
 reaches a group and how the answer comes back (the hooks of `WorkerCalls`); everything else is here.
 """
 
@@ -35,7 +35,7 @@ from parl_cli.vectorizers.description import (
     one_env,
 )
 from parl_cli.vectorizers.face import GymnasiumFace
-from parl_cli.vectorizers.group import EpisodeSeed
+from parl_cli.vectorizers.plans import EpisodeSeed
 from parl_cli.vectorizers.structured import write_batch
 
 EnvFn = Callable[[], gym.Env]
@@ -170,7 +170,7 @@ class Vectorizer(GymnasiumFace):
         return batch_space(one_env(space, self.num_agents), self.num_envs)
 
     def _group_arguments(self, ids: range) -> tuple:
-        """What the `EnvGroup` of these envs is made of."""
+        """What the `EnvPlans` of these envs is made of."""
         env_fns, same = self.env_fns[ids.start : ids.stop], self.observation_mode == "same"
         return env_fns, ids.start, self.autoreset_mode, self.episode_seed, same
 

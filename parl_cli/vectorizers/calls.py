@@ -1,6 +1,6 @@
 """Calls to workers and their answers: who owes one, until when, and what happens when it does not come.
 
-A *section* is some consecutive envs that are stepped as one job: an `EnvGroup`. A *worker* is a place where sections
+A *section* is some consecutive envs that are stepped as one job: an `EnvPlans`. A *worker* is a place where sections
 live, `num_groups` in each: this thread, or another process. (Other threads are workers too, but share one section.)
 `WorkerCalls` keeps the books; how a call gets to a section and an answer comes back is up to a few hooks.
 """
@@ -60,7 +60,7 @@ class WorkerCalls:
         raise NotImplementedError
 
     def _submit(self, section: int, method: str, args: tuple) -> None:
-        """Ask a section to call a method of its `EnvGroup`; returns at once."""
+        """Ask a section to carry out a plan of its `EnvPlans`, by name; returns at once."""
         raise NotImplementedError
 
     def _replies(self, timeout_s: float) -> list[Reply]:

@@ -13,7 +13,7 @@ from gymnasium.vector import VectorEnv
 from parl_cli.errors import ParlError
 from parl_cli.vectorizers.blocks import Blocks
 from parl_cli.vectorizers.calls import WorkerCalls
-from parl_cli.vectorizers.group import RowInfo
+from parl_cli.vectorizers.plans import RowInfo
 from parl_cli.vectorizers.structured import unpack
 
 

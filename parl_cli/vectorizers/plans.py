@@ -2,7 +2,7 @@
 
 An `EnvPlans` makes its envs, steps and resets them, and writes what they return into its rows of the `Blocks`. It calls
 no env itself. Each method is a *plan*: a generator that yields the calls it needs, and goes on with what they gave. So
-it is the same code, and the same trace, whether they are made in a loop here, in a worker process (both: `EnvGroup`)
+it is the same code, and the same trace, whether they are made in a loop here, in a worker process (both: `carry_out`)
 or spread over threads (`ThreadVectorizer`), and everything else is done once for all envs wherever it can be.
 
 Per env there is what cannot be done for all at once (to check and write a first or large observation); the rest,

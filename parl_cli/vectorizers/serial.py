@@ -12,8 +12,9 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.config import option
 from parl_cli.errors import EnvError
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
+from parl_cli.vectorizers.carry_out import carry_out
 from parl_cli.vectorizers.description import ObservationMode
-from parl_cli.vectorizers.group import EnvGroup, EpisodeSeed
+from parl_cli.vectorizers.plans import EnvPlans, EpisodeSeed
 
 
 class SerialVectorizer(Vectorizer):
@@ -35,7 +36,6 @@ class SerialVectorizer(Vectorizer):
         copy: bool = True,
     ) -> None:
         self._jobs: deque[tuple[str, tuple]] = deque()
-        self._group: EnvGroup | None = None
         # no deadlines: nothing can interrupt an env that runs in the thread that waits for it
         super().__init__(
             env_fns,
@@ -51,10 +51,11 @@ class SerialVectorizer(Vectorizer):
     @property
     def envs(self) -> list[gym.Env]:
         """The envs themselves."""
-        return self._group.envs if self._group else []
+        return self._plans.envs
 
     def _launch(self) -> None:
-        self._jobs.append(("", ()))  # making the envs is the first job
+        self._plans = EnvPlans(*self._group_arguments(self.slices[0]))
+        self._submit(0, "make", ())
 
     def _submit(self, section: int, method: str, args: tuple) -> None:
         self._jobs.append((method, args))
@@ -64,19 +65,14 @@ class SerialVectorizer(Vectorizer):
         method, args = self._jobs.popleft()
         self._owed[0] -= 1
         try:
-            if self._group is None:
-                self._group = EnvGroup(*self._group_arguments(self.slices[0]))
-                self._results[0] = self._group.description
-            else:
-                self._results[0] = getattr(self._group, method)(*args)
+            self._results[0] = carry_out(getattr(self._plans, method)(*args))
         except BaseException as error:  # raised by whoever waits for the answer, which is the next frame
             self._errors.setdefault(0, error)
 
     def _stop(self) -> list[str]:
         self._jobs.clear()
         try:
-            if self._group is not None:
-                self._group.close()
+            carry_out(self._plans.close())
         except EnvError as error:
             return [str(error)]
         return []

@@ -35,7 +35,7 @@ from parl_cli.vectorizers.bells import Bells
 from parl_cli.vectorizers.blocks import Blocks, Layout, buffer_size
 from parl_cli.vectorizers.calls import Reply, available_cores, span
 from parl_cli.vectorizers.description import EnvDescription
-from parl_cli.vectorizers.group import EpisodeSeed
+from parl_cli.vectorizers.plans import EpisodeSeed
 from parl_cli.vectorizers.shared import SharedMemory
 from parl_cli.vectorizers.waiting import Waiter, bound_writes
 

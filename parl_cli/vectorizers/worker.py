@@ -1,4 +1,4 @@
-"""What runs in a worker process of the subprocess vectorizer: its `EnvGroup`s, and a loop that obeys the parent.
+"""What runs in a worker process of the subprocess vectorizer: its `EnvPlans`, and a loop that obeys the parent.
 
 Every message begins with its kind and the index of a group in this worker, one byte each. Parent to worker: `STEP`
 (step all envs of the group), or `CALL` and a pickled (method, args). Worker to parent: `DONE`, `RESULT` and a pickle,
@@ -23,7 +23,7 @@ from parl_cli.vectorizers.processes import settle
 if TYPE_CHECKING:
     from parl_cli.vectorizers.bells import Listener
     from parl_cli.vectorizers.blocks import Blocks, Layout
-    from parl_cli.vectorizers.group import EnvGroup
+    from parl_cli.vectorizers.plans import EnvPlans
 
 STEP, CALL, DONE, RESULT, ERROR, NUDGE = b"scdren"
 
@@ -33,7 +33,7 @@ def main(connection: Connection, payload: bytes) -> None:
 
     Args:
         connection: this end of the pipe.
-        payload: the arguments of each `EnvGroup`, by cloudpickle.
+        payload: the arguments of each `EnvPlans`, by cloudpickle.
     """
     settle()
     try:
@@ -47,7 +47,7 @@ class _Service:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._groups: list[EnvGroup] = []
+        self._groups: list[EnvPlans] = []
         self._listener: Listener | None = None
 
     def run(self, payload: bytes) -> None:
@@ -68,7 +68,7 @@ class _Service:
             try:
                 if method == "attach":
                     args = (self._receive_blocks(index, *args),)
-                result = getattr(self._groups[index], method)(*args)
+                result = self._carry_out(getattr(self._groups[index], method)(*args))
                 answer = bytes((DONE, index)) if result is None else _result_message(index, method, result)
             except BaseException as error:
                 answer = _error_message(index, error)
@@ -76,17 +76,18 @@ class _Service:
 
     def _make(self, makes: list[tuple]) -> None:
         from parl_cli.errors import EnvError
-        from parl_cli.vectorizers.group import EnvGroup
+        from parl_cli.vectorizers.carry_out import carry_out
+        from parl_cli.vectorizers.plans import EnvPlans
 
-        groups: list[EnvGroup] = []
+        self._carry_out = carry_out
+        groups = [EnvPlans(*make) for make in makes]
         try:
-            for make in makes:
-                groups.append(EnvGroup(*make))
-            messages = [_result_message(i, "__init__", group.description) for i, group in enumerate(groups)]
+            descriptions = [carry_out(group.make()) for group in groups]
+            messages = [_result_message(i, "__init__", description) for i, description in enumerate(descriptions)]
         except BaseException as error:
             for group in groups:
                 with contextlib.suppress(EnvError):  # what it says while it is closed is not the news
-                    group.close()
+                    carry_out(group.close())
             messages, groups = [_error_message(index, error) for index in range(len(makes))], []
         for message in messages:
             self._connection.send_bytes(message)
@@ -95,7 +96,7 @@ class _Service:
     def _step(self, index: int) -> None:
         assert self._listener is not None
         try:
-            self._groups[index].step()
+            self._carry_out(self._groups[index].step())
         except BaseException as error:
             self._listener.answer(index, failed=True)
             self._connection.send_bytes(_error_message(index, error))
@@ -116,7 +117,7 @@ class _Service:
     def _close(self) -> None:
         for index, group in enumerate(self._groups):
             try:
-                group.close()
+                self._carry_out(group.close())
             except BaseException as error:
                 self._connection.send_bytes(_error_message(index, error))
 

@@ -10,7 +10,8 @@ from parl_cli.config import option
 from parl_cli.errors import EnvError
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
 from parl_cli.vectorizers.calls import Reply
-from parl_cli.vectorizers.group import EnvGroup, EpisodeSeed
+from parl_cli.vectorizers.carry_out import carry_out
+from parl_cli.vectorizers.plans import EnvPlans, EpisodeSeed
 
 
 class EagerVectorizer(Vectorizer):
@@ -30,7 +31,6 @@ class EagerVectorizer(Vectorizer):
         episode_seed: EpisodeSeed | None = None,
     ) -> None:
         self._answers: deque[Reply] = deque()
-        self._group: EnvGroup | None = None
         super().__init__(
             env_fns,
             num_workers=1,
@@ -41,12 +41,12 @@ class EagerVectorizer(Vectorizer):
         )
 
     def _launch(self) -> None:
-        self._group = EnvGroup(self.env_fns, 0, self.autoreset_mode, self.episode_seed)
-        self._answers.append((0, self._group.description))
+        self._plans = EnvPlans(self.env_fns, 0, self.autoreset_mode, self.episode_seed)
+        self._submit(0, "make", ())
 
     def _submit(self, worker: int, method: str, args: tuple) -> None:
         try:
-            self._answers.append((0, getattr(self._group, method)(*args)))
+            self._answers.append((0, carry_out(getattr(self._plans, method)(*args))))
         except Exception as error:  # raised where the answer is waited for
             self._answers.append((0, error))
 
@@ -55,8 +55,7 @@ class EagerVectorizer(Vectorizer):
 
     def _stop(self) -> list[str]:
         try:
-            if self._group is not None:
-                self._group.close()
+            carry_out(self._plans.close())
         except EnvError as error:
             return [str(error)]
         return []

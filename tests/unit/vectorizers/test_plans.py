@@ -9,12 +9,23 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.envs.toy import CountingEnv, FaultyEnv, TwoAgentEnv, counting_length, counting_reward, counting_seed
 from parl_cli.errors import ConfigError, EnvError
 from parl_cli.vectorizers.blocks import Blocks, make_layout
-from parl_cli.vectorizers.group import EnvGroup
+from parl_cli.vectorizers.carry_out import carry_out
+from parl_cli.vectorizers.plans import EnvPlans
+
+
+class Group:
+    """Envs whose plans are carried out as they are asked for."""
+
+    def __init__(self, *args):
+        self.plans = EnvPlans(*args)
+
+    def __getattr__(self, name):
+        return lambda *args, **kwargs: carry_out(getattr(self.plans, name)(*args, **kwargs))
 
 
 def make_group(*env_fns, mode=AutoresetMode.SAME_STEP, first_id=0, episode_seed=counting_seed):
-    group = EnvGroup(env_fns, first_id, mode, episode_seed)
-    about = group.description
+    group = Group(env_fns, first_id, mode, episode_seed)
+    about = group.make()
     blocks = Blocks.plain(make_layout(about.observation_space, about.action_space, len(env_fns), about.num_agents))
     group.attach(blocks)
     blocks.episode_numbers[:] = 0
