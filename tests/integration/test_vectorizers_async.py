@@ -292,28 +292,29 @@ def test_replacing_needs_same_step_mode():
 def test_workers_killed_at_random_lose_nothing_but_their_own_steps(way):
     """Every action sent comes back once, as a transition or as filler; nothing hangs."""
     rng = np.random.default_rng(5)
-    vectorizer = make(AsyncVectorizer, [CountingEnv] * 6, num_workers=3, max_restarts=8)
     sent, real, filler, deaths = 6, 0, 0, 0
-    vectorizer.begin()
-    vectorizer.send(np.zeros(6, int))
-    last = {}
-    while deaths < 8 or real < 3000:
-        step = vectorizer.recv()
-        real += int(step.mask.sum())
-        filler += int((~step.mask).sum())
-        for env, obs, ended in zip(step.env_ids.tolist(), step.obs.tolist(), step.ended.tolist(), strict=True):
-            if env in last and not ended:
-                assert obs == [env, last[env][1], last[env][2] + 1]  # one transition further, none twice, none missed
-            last[env] = obs
-        vectorizer.send(np.zeros(len(step.env_ids), int), step.env_ids)
-        sent += len(step.env_ids)
-        if deaths < 8 and rng.random() < 0.02:
-            vectorizer._processes[rng.integers(3)].kill()
-            deaths += 1
-    assert sent - real - filler == vectorizer._num_pending
-    assert 2 <= vectorizer.restarts <= 8
-    assert 2 * vectorizer.restarts >= filler >= vectorizer.restarts
-    vectorizer.close()
+    vectorizer = make(AsyncVectorizer, [CountingEnv] * 6, num_workers=3, max_restarts=8)
+    with contextlib.closing(vectorizer):
+        vectorizer.begin()
+        vectorizer.send(np.zeros(6, int))
+        last = {}
+        while deaths < 8 or real < 3000:
+            step = vectorizer.recv()
+            real += int(step.mask.sum())
+            filler += int((~step.mask).sum())
+            for env, obs, ended in zip(step.env_ids.tolist(), step.obs.tolist(), step.ended.tolist(), strict=True):
+                if env in last and not ended:  # one transition further, none twice, none missed
+                    assert obs == [env, last[env][1], last[env][2] + 1]
+                last[env] = obs
+            vectorizer.send(np.zeros(len(step.env_ids), int), step.env_ids)
+            sent += len(step.env_ids)
+            if deaths < 8 and rng.random() < 0.02:
+                vectorizer._processes[rng.integers(3)].kill()
+                deaths += 1
+        assert sent - real - filler == vectorizer._num_pending
+        assert 2 <= vectorizer.restarts <= 8
+        # at least one row each, but a worker that is killed again before its lost rows were taken loses none besides
+        assert 0 < filler <= 2 * vectorizer.restarts
     assert not multiprocessing.active_children()
 
 
