@@ -175,7 +175,7 @@ class TrainConfig:
 class EvalCommand:
     """What `parl eval` is told, one field per key of conf/eval.yaml."""
 
-    checkpoint: str = required("run folder, checkpoint folder, or an `outputs/<name>/latest` link")
+    checkpoint: str = required("run folder, checkpoint folder, or latest: the run that wrote a checkpoint last")
     policy_id: int | None = option(None, "which policy plays, of a run with several; null: each of them", ge=0)
     episodes: int = option(100, "how many episodes to play", ge=1)
     deterministic: bool = option(True, "act by the distribution's mode, not by sampling")
@@ -201,7 +201,7 @@ class ResumeCheckpointConfig:
 class ResumeCommand:
     """What `parl resume` is told, one field per key of conf/resume.yaml."""
 
-    run: str = required("run folder")
+    run: str = required("run folder, a sweep's, or latest: the run that wrote a checkpoint last")
     step: int | None = option(None, "env steps of the checkpoint to go on from; null: the latest", ge=0)
     total_steps: int | None = option(None, "new budget in env steps; null: the run's own", ge=1)
     device: str | None = option(None, "null: the run's own")

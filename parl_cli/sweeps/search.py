@@ -208,8 +208,14 @@ def check_space(options: SearchConfig, config: Mapping[str, Any]) -> dict[str, D
         config: what is searched around; valid.
 
     Raises:
-        ConfigError: naming the key and the value.
+        ConfigError: naming the key and the value; an objective that no trial would ever measure.
     """
+    for objective in options.objectives:
+        if objective.metric.startswith("eval/") and config["eval"]["every_steps"] is None:
+            raise ConfigError(
+                f"sweep.objectives: {objective.metric} is measured by evaluations, and there are none; "
+                "add eval.every_steps=10000"
+            )
     space = parse_space(options.space, config)
     for key, dimension in space.items():
         for value in dimension.corners():

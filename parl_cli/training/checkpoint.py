@@ -213,7 +213,7 @@ def find(text: str, outputs: Path = Path("outputs")) -> Path:
     return last(path)
 
 
-def latest_run(outputs: Path) -> Path:
+def latest_run(outputs: Path, key: str = "checkpoint") -> Path:
     """The run, alone or of a sweep, that wrote a checkpoint last.
 
     Raises:
@@ -223,7 +223,7 @@ def latest_run(outputs: Path) -> Path:
     runs = [p.parent for p in folders if not p.parent.is_symlink() and numbered(p)]
     if not runs:
         raise CheckpointError(
-            f"checkpoint=latest: there is no run with a checkpoint under {outputs}/; train one, or name a folder"
+            f"{key}=latest: there is no run with a checkpoint under {outputs}/; train one, or name a folder"
         )
     return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime_ns)
 

@@ -135,6 +135,15 @@ def test_a_finished_run_is_resumed_only_with_more_steps(tmp_path, monkeypatch, c
     assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
+def test_the_latest_run_is_resumed_by_that_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["resume", "run=latest"]) == 2
+    assert capsys.readouterr().err.startswith("parl: error: run=latest: there is no run with a checkpoint")
+    train_run(normalising_config(PENDULUM, 2), tmp_path / "outputs" / "name" / "run", [])
+    assert main(["resume", "run=latest", f"total_steps={3 * ROLLOUT}"]) == 0
+    assert RunDir.open("outputs/name/run").info()["env_steps"] == 3 * ROLLOUT
+
+
 def killed_in_its_next_update(monkeypatch, job):
     """Run a job, and break it off before it can save anything more."""
     from parl_cli.training.learner import Learner

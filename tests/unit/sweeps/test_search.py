@@ -257,6 +257,13 @@ def test_a_space_whose_end_is_not_valid_is_refused(monkeypatch):
     assert str(caught.value) == "sweep.space: algo.gamma=interval(0.9, 1.5): algo.gamma=1.5: must be at most 1"
 
 
+def test_an_objective_that_no_evaluation_measures_is_refused():
+    options = SearchConfig(space=SPACE, objectives=[Objective("eval/return_mean")])
+    with pytest.raises(ConfigError, match=r"eval/return_mean is measured by evaluations.*add eval.every_steps"):
+        check_space(options, CONFIG)
+    check_space(options, CONFIG | {"eval": CONFIG["eval"] | {"every_steps": 64}})
+
+
 def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"a search needs optuna; pip install 'parl-cli\[search\]'"):
