@@ -161,9 +161,8 @@ def _let_the_kernel_kill_with(parent: Any) -> None:
     The sentinel is a pipe whose other end the parent has; its end-of-file becomes a SIGKILL. PR_SET_PDEATHSIG would be
     sent when the *thread* that started this process ends, or for a process of a fork server when that server does.
     """
-    with contextlib.suppress(
-        ImportError, AttributeError, OSError
-    ):  # no such call: the watching thread is there as well
+    # where there is no such call, the watching thread is there as well
+    with contextlib.suppress(ImportError, AttributeError, OSError):
         import fcntl
 
         fcntl.fcntl(parent.sentinel, fcntl.F_SETOWN, os.getpid())

@@ -294,6 +294,15 @@ def test_workers_killed_at_random_lose_nothing_but_their_own_steps(way):
     rng = np.random.default_rng(5)
     sent, real, filler, deaths = 6, 0, 0, 0
     vectorizer = make(AsyncVectorizer, [CountingEnv] * 6, num_workers=3, max_restarts=8)
+    lost, replace = [], vectorizer._replace
+
+    def counted(worker, error):
+        before = int(vectorizer._lost.sum())
+        replaced = replace(worker, error)
+        lost.append(int(vectorizer._lost.sum()) - before)
+        return replaced
+
+    vectorizer._replace = counted
     with contextlib.closing(vectorizer):
         vectorizer.begin()
         vectorizer.send(np.zeros(6, int))
@@ -313,8 +322,11 @@ def test_workers_killed_at_random_lose_nothing_but_their_own_steps(way):
                 deaths += 1
         assert sent - real - filler == vectorizer._num_pending
         assert 2 <= vectorizer.restarts <= 8
-        # at least one row each, but a worker that is killed again before its lost rows were taken loses none besides
-        assert 0 < filler <= 2 * vectorizer.restarts
+        assert filler + int(vectorizer._lost.sum()) == sum(lost)
+        # a worker that is killed again before its lost rows were taken loses none besides
+        assert len(lost) == vectorizer.restarts
+        assert set(lost) <= {0, 1, 2}
+        assert 0 not in lost[:1]
     assert not multiprocessing.active_children()
 
 
