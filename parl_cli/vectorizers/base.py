@@ -11,6 +11,7 @@ reaches a group and how the answer comes back (the hooks of `WorkerCalls`); ever
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -120,6 +121,8 @@ class Vectorizer(GymnasiumFace):
         self._num_pending = 0
         self._lost = np.zeros(self.num_envs, np.bool_)  # its worker was replaced, and nobody was told yet
         self._init_calls(sections, num_groups, start_timeout_s, step_timeout_s)
+        self._sizes = np.array([len(ids) for ids in self.slices])
+        self._edges = np.array([0, *self._sizes.cumsum()])
         try:
             self._adopt(self._start())
         except BaseException:
@@ -274,15 +277,13 @@ class Vectorizer(GymnasiumFace):
         """The envs of as many sections as make `batch_size` envs, the first to have answered."""
         limit = math.inf if timeout is None else time.monotonic() + timeout
         while True:
-            ready = self._pending.copy()
-            for ids, owed in zip(self.slices, self._owed, strict=True):
-                if owed:
-                    ready[ids.start : ids.stop] = False
             if self._errors:
                 self._collect()  # waits for the others, then raises
-            chosen = ready.nonzero()[0]
+            owing = np.array(self._owed, np.bool_).repeat(self._sizes)
+            chosen = (self._pending & ~owing).nonzero()[0]
             if len(chosen) >= self.batch_size:
                 return chosen
+            self._missing = self.batch_size - len(chosen)
             self._receive(limit)
 
     def _with_filler(self, step: EnvStep) -> EnvStep:
@@ -356,8 +357,8 @@ class Vectorizer(GymnasiumFace):
             self._num_pending += len(rows)
         self._pending[rows] = True
         rows = np.sort(rows[~self._lost[rows]])  # a new episode has begun in a lost env: there is nothing to step
-        for section, mine in enumerate(self.slices):
-            low, high = np.searchsorted(rows, (mine.start, mine.stop))
+        bounds = itertools.pairwise(np.searchsorted(rows, self._edges).tolist())
+        for section, (mine, (low, high)) in enumerate(zip(self.slices, bounds, strict=True)):
             if self._was_lost(section):
                 continue
             if high - low == len(mine):
@@ -372,7 +373,10 @@ class Vectorizer(GymnasiumFace):
     def _checked_ids(self, env_ids: np.ndarray) -> np.ndarray:
         ids = np.asarray(env_ids)
         good = ids.ndim == 1 and ids.size > 0 and ids.dtype.kind in "iu"
-        if not good or len(np.unique(ids)) != len(ids) or ids.min() < 0 or ids.max() >= self.num_envs:
+        if good:
+            each = np.sort(ids)
+            good = each[0] >= 0 and each[-1] < self.num_envs and not (each[1:] == each[:-1]).any()
+        if not good:
             raise ValueError(f"env_ids {ids.tolist()}: must be different whole numbers from 0 to {self.num_envs - 1}")
         return ids
 

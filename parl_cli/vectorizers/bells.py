@@ -34,6 +34,8 @@ _give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(
 class Bells:
     """One flag per section (see the states above), and one per process that says whether it sleeps.
 
+    A last cell holds how many sections may still be stepping when the parent is woken.
+
     Args:
         buffer: zeroed shared memory.
         offset: bytes to where the flags begin in it, a multiple of 8.
@@ -44,7 +46,7 @@ class Bells:
     @staticmethod
     def size(num_sections: int, num_workers: int) -> int:
         """Bytes that they need."""
-        return _CELL * (num_sections + num_workers + 1)
+        return _CELL * (num_sections + num_workers + 2)
 
     def __init__(self, buffer: Any, offset: int, num_sections: int, num_workers: int) -> None:
         flags = memoryview(buffer)[offset : offset + self.size(num_sections, num_workers)]
@@ -68,14 +70,17 @@ class Bells:
 
     def is_asleep(self, sleeper: int) -> bool:
         """Whether `sleeper` must be nudged to see a flag that was just set."""
-        with _fence:  # the flag is out before this look
+        with _fence:  # the flag is out before this look and the next, or two could each leave it to the other
             return bool(self._flags[(self._sleepers + sleeper) * _WORDS])
 
-    def any_rung(self) -> bool:
-        """Whether some section has not done its step yet."""
-        with _fence:  # the flag that was just set is out before this look, or two could each leave it to the other
-            pass
-        return any(self[section] == RUNG for section in range(self._sleepers))
+    def set_bearable(self, num_rung: int) -> None:
+        """The parent's word before it sleeps: it can go on as soon as no more sections than this are still to step."""
+        self._flags[-_WORDS] = num_rung
+
+    def are_enough(self) -> bool:
+        """Whether so many sections have done their steps that the parent can go on. Ask `is_asleep` before."""
+        rung = sum(self[section] == RUNG for section in range(self._sleepers))
+        return rung <= self._flags[-_WORDS]
 
     def watch(self, hear: Callable[[], Any], sleeper: int, waiter: Waiter, spin_s: float, timeout_s: float) -> Any:
         """Look until `hear()` gives something or a pipe speaks: awake for `spin_s`, then asleep.
@@ -110,7 +115,6 @@ class Listener:
         num_groups: groups of this worker.
         worker: its number.
         spin_us: microseconds to look before falling asleep.
-        lock_step: whether the parent needs all sections' answers, so that only the last one is to nudge it.
         *place: the other arguments of `Bells`.
     """
 
@@ -121,10 +125,8 @@ class Listener:
         num_groups: int,
         worker: int,
         spin_us: float,
-        lock_step: bool,
         *place: int,
     ) -> None:
-        self._lock_step = lock_step
         self._bells = Bells(memory, *place)
         self._connection = connection
         self._waiter = Waiter([connection])
@@ -151,7 +153,5 @@ class Listener:
         from parl_cli.vectorizers.worker import NUDGE
 
         self._bells[self._first + index] = FAILED if failed else QUIET
-        if failed or (self._lock_step and self._bells.any_rung()):
-            return
-        if self._bells.is_asleep(self._bells.num_workers):
+        if not failed and self._bells.is_asleep(self._bells.num_workers) and self._bells.are_enough():
             self._connection.send_bytes(bytes((NUDGE, index)))

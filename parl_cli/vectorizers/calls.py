@@ -49,6 +49,7 @@ class WorkerCalls:
         self._deadlines = [0.0] * len(slices)
         self._renewed = [0.0] * len(slices)  # the deadlines that were set a second time, as nobody had looked
         self._results: list[Any] = [None] * len(slices)
+        self._missing: int | None = None  # how many envs are waited for, of those that owe an answer; None: all
         self._errors: dict[int, BaseException] = {}  # by section, the first of each
         self._started = False
         self._unready = NO_EPISODE  # why no env can step; empty: they can
@@ -114,6 +115,7 @@ class WorkerCalls:
     def _collect(self, timeout: float | None = None) -> list[Any]:
         """Wait for every answer that is owed: the last result of each section, or the first error."""
         limit = math.inf if timeout is None else time.monotonic() + timeout
+        self._missing = None
         while any(self._owed):
             self._receive(limit)
         if self._errors:

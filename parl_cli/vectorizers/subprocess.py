@@ -11,6 +11,7 @@ thread holds, and CUDA cannot be used after it.
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import pickle
 import time
@@ -119,6 +120,7 @@ class SubprocessVectorizer(Vectorizer):
         self._waiter_of_all = self._wait_for_all()
         self._lock_step = self.batch_size == self.num_envs
         self._rung = [False] * len(self.slices)
+        self._largest = max(map(len, self.slices))
 
     def _start_process(self, worker: int, payload: bytes) -> tuple[BaseProcess, Connection]:
         try:
@@ -155,7 +157,7 @@ class SubprocessVectorizer(Vectorizer):
     def _attach(self, section: int) -> None:
         assert self._memory is not None
         worker = section // self.num_groups
-        listen = None if self._bells is None else (worker, self._spin_us, self._lock_step, *self._bells_place)
+        listen = None if self._bells is None else (worker, self._spin_us, *self._bells_place)
         self._submit(section, "attach", (self._memory.size, self._layout, self.slices[section], listen))
         try:
             self._memory.send(self._connections[worker])
@@ -218,6 +220,7 @@ class SubprocessVectorizer(Vectorizer):
             late = {self._first_due() // self.num_groups}
             waiter = self._waiters[min(late)]
         if self._bells is not None and any(self._rung):
+            self._bells.set_bearable(self._bearable())
             parent = self._bells.num_workers
             if heard := self._bells.watch(self._heard, parent, self._waiter_of_all, self._look_s, timeout_s):
                 return heard
@@ -236,6 +239,13 @@ class SubprocessVectorizer(Vectorizer):
                     self._report_death(worker)
         self._clear_nudges(ready, late)
         return [reply for reply in replies if reply is not None]
+
+    def _bearable(self) -> int:
+        """How many of the sections that step may go on doing so when this process is woken."""
+        if self._missing is None:
+            return 0
+        needed = math.ceil(self._missing / self._largest)
+        return max(0, sum(self._rung) - needed)
 
     def _clear_nudges(self, ready: list[Any], late: set[int]) -> None:
         """Read what woke us and says no more, or the pipe would keep us awake. A death is found at the next call."""
