@@ -17,6 +17,7 @@ import csv
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -274,12 +275,25 @@ def over_seeds(values: list[float], digits: int = 0, deviation: bool = True, int
     return text
 
 
-def parl(*arguments: str, cwd: Path) -> None:
-    """Run a command in `cwd`; RuntimeError with its output where it fails."""
+def parl(*arguments: str, cwd: Path, until: Callable[[], bool] | None = None) -> None:
+    """Run a command in `cwd`, to its end or until something is so; RuntimeError with its output where it fails."""
     command = [sys.executable, "-m", "parl_cli", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=4 * 3600, check=False)
-    if done.returncode:
-        raise RuntimeError(f"parl {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    ends = time.monotonic() + 4 * 3600
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        stopped = False
+        while True:
+            try:
+                out, err = process.communicate(timeout=5)
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > ends:
+                    process.kill()
+                    raise
+                if until is not None and not stopped and until():
+                    process.send_signal(signal.SIGINT)  # once: the second one would not let it finish
+                    stopped = True
+    if process.returncode and not (stopped and process.returncode == 130):
+        raise RuntimeError(f"parl {' '.join(arguments)} ended with {process.returncode}:\n{out}\n{err}")
 
 
 if __name__ == "__main__":

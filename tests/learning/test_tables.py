@@ -61,11 +61,30 @@ def test_the_newest_row_of_each_seed_counts():
 
 
 def test_two_rows_of_a_seed_are_one_seed_in_the_table_of_thresholds():
-    row = {"env": "hopper", "algo": "ppo", "seed": "1", "commit": "a", "steps_to_threshold": "", "final_return": "5.0"}
-    written = thresholds.table([row, row | {"commit": "b", "steps_to_threshold": "2000", "final_return": "7.0"}])
-    assert "| hopper | 3000 | `ppo` | 2 | 1 of 1 | 273 | 7 (1 seed) | b |" in written
+    row = {"env": "hopper", "algo": "ppo", "seed": "1", "commit": "a", "best_return": "5.0"}
+    row |= {"steps_to_threshold": "never", "evaluated": ""}
+    again = row | {"commit": "b", "steps_to_threshold": "2000", "evaluated": "1000", "best_return": "7.0"}
+    written = thresholds.table([row, again])
+    assert "| hopper | 3000 | `ppo` | 2 | 1 of 1 | 1 | 1 of 1 | 273 | 7 (1 seed) | b |" in written
     assert "60 runs. There: 1, " in written
     assert "hopper (`ppo` 1), half_cheetah (none), swimmer (none)" in written
+
+
+def test_a_seed_that_never_reached_counts_as_later_and_one_that_was_not_measured_not_at_all():
+    row = {"env": "hopper", "algo": "ppo", "commit": "a", "best_return": "5.0", "evaluated": ""}
+    rows = [row | {"seed": str(k), "steps_to_threshold": steps} for k, steps in enumerate(["never", "2000", "3000"])]
+    assert "| `ppo` | 3 | 2 of 3 |  | not measured | 273 |" in thresholds.table(rows)
+    assert "| `ppo` | – | 1 of 2 |  | not measured | 273 |" in thresholds.table(rows[:2])
+
+
+def test_a_run_is_stopped_when_nothing_more_is_asked_of_it(tmp_path: Path):
+    made = tmp_path / "run" / "metrics.jsonl"
+    run.parl(
+        *("train", "total_steps=1000000000", f"hydra.run.dir={tmp_path / 'run'}"),
+        cwd=tmp_path,
+        until=lambda: made.exists() and made.stat().st_size > 0,
+    )
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
 
 
 def test_again_is_only_done_by_a_row_of_this_commit(monkeypatch):
@@ -90,7 +109,7 @@ def test_again_is_only_done_by_a_row_of_this_commit(monkeypatch):
 def test_a_row_is_of_the_commit_that_training_began_at(module, train, tmp_path: Path, monkeypatch):
     head = ["before"]
 
-    def parl(command: str, *arguments: str, cwd: Path) -> None:
+    def parl(command: str, *arguments: str, cwd: Path, until: object = None) -> None:
         head.append("after")
         if command == "eval":
             (cwd / "eval").mkdir()
