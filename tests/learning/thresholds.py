@@ -101,10 +101,10 @@ def table(rows: list[dict[str, str]]) -> str:
         "# Steps to a threshold: PPO and the Truly PPO family",
         "",
         "Written by `python -m tests.learning.thresholds` from thresholds.csv. Thousands of env steps until the "
-        "paper's threshold was reached, median over seeds; a seed that did not within 1M counts as later than all others, and "
-        "– is a median that was not reached. *In training*: by the mean of the last 100 training episodes, as in the "
-        "logs of most libraries. *Evaluated*: by the mean of ten deterministic episodes, every 20,480 steps; seeds of "
-        "earlier commits were not evaluated. Which of them the paper's figures are is not known to us.",
+        "paper's threshold was reached, median over seeds; a seed that did not within 1M counts as later than all "
+        "others, and – is a median that was not reached. *In training*: by the mean of the last 100 training episodes, "
+        "as in the logs of most libraries. *Evaluated*: by the mean of ten deterministic episodes, every 20,480 steps; "
+        "seeds of earlier commits were not evaluated. Which of them the paper's figures are is not known to us.",
         "",
         _what_is_there(rows),
         "",
