@@ -60,21 +60,27 @@ def test_the_newest_row_of_each_seed_counts():
     assert run.newest_per_seed(rows) == [{"seed": "2", "commit": "a"}, {"seed": "10", "commit": "b"}]
 
 
+THRESHOLD_ROW = {"env": "hopper", "algo": "ppo", "seed": "1", "commit": "a", "one": "", "ten": "", "training": ""}
+
+
 def test_two_rows_of_a_seed_are_one_seed_in_the_table_of_thresholds():
-    row = {"env": "hopper", "algo": "ppo", "seed": "1", "commit": "a", "best_return": "5.0"}
-    row |= {"steps_to_threshold": "never", "evaluated": ""}
-    again = row | {"commit": "b", "steps_to_threshold": "2000", "evaluated": "1000", "best_return": "7.0"}
-    written = thresholds.table([row, again])
-    assert "| hopper | 3000 | `ppo` | 2 | 1 of 1 | 1 | 1 of 1 | 273 | 7 (1 seed) | b |" in written
-    assert "60 runs. There: 1, " in written
+    row = THRESHOLD_ROW | {"one": "never", "ten": "never"}
+    written = thresholds.table([row, row | {"commit": "b", "one": "2000"}])
+    assert "| hopper | 3000 | `ppo` | 2 | 1 of 1 | – | 0 of 1 |  | not measured | 273 | b |" in written
+    assert "60 runs. Evaluated: 1, " in written
     assert "hopper (`ppo` 1), half_cheetah (none), swimmer (none)" in written
 
 
 def test_a_seed_that_never_reached_counts_as_later_and_one_that_was_not_measured_not_at_all():
-    row = {"env": "hopper", "algo": "ppo", "commit": "a", "best_return": "5.0", "evaluated": ""}
-    rows = [row | {"seed": str(k), "steps_to_threshold": steps} for k, steps in enumerate(["never", "2000", "3000"])]
-    assert "| `ppo` | 3 | 2 of 3 |  | not measured | 273 |" in thresholds.table(rows)
-    assert "| `ppo` | – | 1 of 2 |  | not measured | 273 |" in thresholds.table(rows[:2])
+    rows = [THRESHOLD_ROW | {"seed": str(k), "one": steps} for k, steps in enumerate(["never", "2000", "3000"])]
+    rows.append(THRESHOLD_ROW | {"seed": "1", "training": "9000"})
+    assert "| `ppo` | 3 | 2 of 3 |  | not measured | 9 | 1 of 1 | 273 |" in thresholds.table(rows)
+    assert "| `ppo` | – | 1 of 2 |" in thresholds.table(rows[:2])
+
+
+def test_a_threshold_is_reached_by_the_mean_of_so_many_evaluations_in_a_row():
+    curve = [(1, 0.0), (2, 10.0), (3, 4.0), (4, 9.0)]
+    assert [thresholds.first(curve, 6.0, count) for count in (1, 2, 3, 4, 5)] == [2, 3, 4, "never", "never"]
 
 
 def test_a_run_is_stopped_when_nothing_more_is_asked_of_it(tmp_path: Path):
@@ -118,7 +124,9 @@ def test_a_row_is_of_the_commit_that_training_began_at(module, train, tmp_path: 
         folder = cwd / "run"
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps({"env_steps": 10, "wall_s": 1.0}))
-        (folder / "metrics.jsonl").write_text(json.dumps({"env_steps": 10, "episode/return_mean": 1.0}) + "\n")
+        (folder / "metrics.jsonl").write_text(
+            json.dumps({"env_steps": 10, "episode/return_mean": 1.0, "eval/return_mean": 1.0}) + "\n"
+        )
 
     monkeypatch.setattr(module, "parl", parl)
     monkeypatch.setattr(module, "commit", lambda: head[-1])

@@ -3,12 +3,14 @@
     python -m tests.learning.thresholds                    # everything below, 4 seeds
     python -m tests.learning.thresholds hopper --seeds 2
 
-Each run is `parl train experiment=truly_ppo_paper env=… algo=… seed=… eval.every_steps=20480 eval.episodes=10`. A
-threshold is reached *in training* at the first metrics row whose mean return over the last 100 training episodes is at
-least it, and *evaluated* at the first evaluation, of ten deterministic episodes, whose mean is. A run is stopped once
-it is reached in training: what comes after says nothing about it. One row per (env, algorithm, seed,
-commit) is added to thresholds.csv; what is there is not run again (`--again`: unless it is of this commit).
-THRESHOLDS.md is written anew from the newest row of each seed.
+Each run is `parl train experiment=truly_ppo_paper env=… algo=… seed=… eval.every_steps=2048 eval.episodes=1`: one
+deterministic episode after every update, as in the authors' code (github.com/wangyuhuix/TrulyPPO). The threshold counts
+as reached by the first such episode whose return is at least it, and, which takes less luck, by the first ten in a row
+whose mean is; there a run is stopped. Before, runs went to their end without evaluations, and a threshold was reached
+by the mean of the last 100 training episodes; those rows count in a column of their own.
+
+One row per (env, algorithm, seed, commit) is added to thresholds.csv; what is there, evaluated, is not run again
+(`--again`: unless it is of this commit). THRESHOLDS.md is written anew from the newest row of each seed.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ from tests.learning.run import (
     commits,
     is_there,
     newest_per_seed,
-    over_seeds,
     parl,
     parse,
     read_rows,
@@ -35,8 +36,8 @@ from tests.learning.run import (
 
 ROWS = HERE / "thresholds.csv"
 TABLE = HERE / "THRESHOLDS.md"
-FIELDS = ["env", "algo", "seed", "commit", "steps_to_threshold", "evaluated", "final_return", "best_return", "steps"]
-EVALUATION = ["eval.every_steps=20480", "eval.episodes=10"]
+FIELDS = ["env", "algo", "seed", "commit", "one", "ten", "training", "best_return", "steps"]
+MEASURES = {"one": "one evaluation", "ten": "ten evaluations", "training": "100 training episodes"}
 NEVER = "never"  # of what was measured, and did not come within the budget
 ALGOS = ["ppo", "ppo_rb", "tr_ppo", "tr_ppo_rb", "truly_ppo"]
 THRESHOLDS = {"hopper": 3000, "half_cheetah": 2100, "swimmer": 70}
@@ -57,37 +58,46 @@ def run(env: str, algo: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         metrics = folder / "run" / "metrics.jsonl"
-
-        def reached(key: str = "episode/return_mean") -> list[int]:
-            return [steps for steps, value in read_curve(metrics, key) if value >= threshold]
-
-        choice = [f"env={env}", f"algo={algo}", f"seed={seed}", *EXTRA.get(env, ()), *EVALUATION]
+        choice = [f"env={env}", f"algo={algo}", f"seed={seed}", *EXTRA.get(env, ())]
         parl(
-            *("train", "experiment=truly_ppo_paper", *choice, f"hydra.run.dir={folder / 'run'}"),
+            *("train", "experiment=truly_ppo_paper", *choice, "eval.every_steps=2048", "eval.episodes=1"),
+            f"hydra.run.dir={folder / 'run'}",
             cwd=folder,
-            until=lambda: bool(reached()),
+            until=lambda: first(read_curve(metrics), threshold, 10) != NEVER,
         )
-        trained, evaluated = reached(), reached("eval/return_mean")
         curve = read_curve(metrics)
     return {
         "env": env,
         "algo": algo,
         "seed": seed,
         "commit": measured,
-        "steps_to_threshold": trained[0] if trained else NEVER,
-        "evaluated": evaluated[0] if evaluated else NEVER,
-        "final_return": round(curve[-1][1], 1),
+        "one": first(curve, threshold, 1),
+        "ten": first(curve, threshold, 10),
+        "training": "",
         "best_return": round(max(value for _, value in curve), 1),
         "steps": curve[-1][0],
     }
 
 
-def read_curve(path: Path, key: str = "episode/return_mean") -> list[tuple[int, float]]:
-    """(env steps, value) of every metrics row that has it: the mean return of the last 100 training episodes."""
+def first(curve: list[tuple[int, float]], threshold: float, count: int) -> int | str:
+    """Env steps when the mean of so many values in a row was the first to reach the threshold."""
+    for last in range(count, len(curve) + 1):
+        if statistics.fmean(value for _, value in curve[last - count : last]) >= threshold:
+            return curve[last - 1][0]
+    return NEVER
+
+
+def read_curve(path: Path) -> list[tuple[int, float]]:
+    """(env steps, return) of every evaluation."""
     if not path.exists():
         return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [(int(row["env_steps"]), float(row[key])) for row in rows if key in row]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    return [(int(row["env_steps"]), float(row["eval/return_mean"])) for row in rows if "eval/return_mean" in row]
+
+
+def evaluated(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without the rows that only say when a threshold was reached in training."""
+    return [row for row in rows if row["one"]]
 
 
 def write_table() -> None:
@@ -96,63 +106,59 @@ def write_table() -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """THRESHOLDS.md: the median over seeds of the steps to the threshold, in training and evaluated."""
+    """THRESHOLDS.md: the median over seeds of the steps to the threshold, by each measure."""
     lines = [
         "# Steps to a threshold: PPO and the Truly PPO family",
         "",
         "Written by `python -m tests.learning.thresholds` from thresholds.csv. Thousands of env steps until the "
-        "paper's threshold was reached, median over seeds; a seed that did not within 1M counts as later than all "
-        "others, and – is a median that was not reached. *In training*: by the mean of the last 100 training episodes, "
-        "as in the logs of most libraries. *Evaluated*: by the mean of ten deterministic episodes, every 20,480 steps; "
-        "seeds of earlier commits were not evaluated. Which of them the paper's figures are is not known to us.",
+        "paper's threshold was reached, median over seeds, and how many seeds of those measured reached it within 1M "
+        "steps; one that did not counts as later than all others, and – is a median that was not reached. *One "
+        "evaluation*: the first deterministic episode, one after every update, that reached it, which is what the "
+        "authors' code logs. *Ten evaluations*: the first ten in a row whose mean did; there the run is stopped. *100 "
+        "training episodes*: earlier runs, by the mean of the last 100, with exploration.",
         "",
-        _what_is_there(rows),
+        _what_is_there(evaluated(rows)),
         "",
-        "| env | threshold | algorithm | in training (k) | reached | evaluated (k) | reached | paper (k) "
-        "| best training mean | commits |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| env | threshold | algorithm | {' | '.join(f'{m} (k) | reached' for m in MEASURES.values())} | paper (k) "
+        "| commits |",
+        f"| {' | '.join(['---'] * (3 + 2 * len(MEASURES) + 2))} |",
     ]
     for env, threshold in THRESHOLDS.items():
         for algo, paper in zip(ALGOS, PAPER[env], strict=True):
-            own = _newest(rows, env, algo)
+            own = [row for row in rows if (row["env"], row["algo"]) == (env, algo)]
             if own:
-                lines.append(f"| {env} | {threshold} | `{algo}` | {_summary(own, paper)} |")
+                cells = [cell for measure in MEASURES for cell in _steps(own, measure)]
+                used = commits(newest_per_seed(own))
+                lines.append(f"| {env} | {threshold} | `{algo}` | {' | '.join(cells)} | {paper} | {used} |")
     return "\n".join(lines) + "\n"
-
-
-def _newest(rows: list[dict[str, str]], env: str, algo: str) -> list[dict[str, str]]:
-    return newest_per_seed(row for row in rows if (row["env"], row["algo"]) == (env, algo))
 
 
 def _what_is_there(rows: list[dict[str, str]]) -> str:
     """Which of the planned seeds have a row, and what that is worth."""
     count, parts = 0, []
     for env in THRESHOLDS:
-        seeds = {algo: [int(row["seed"]) for row in _newest(rows, env, algo)] for algo in ALGOS}
+        seeds = {
+            algo: [int(row["seed"]) for row in newest_per_seed(r for r in rows if (r["env"], r["algo"]) == (env, algo))]
+            for algo in ALGOS
+        }
         count += sum(seed <= SEEDS for own in seeds.values() for seed in own)
         there = [f"`{algo}` {', '.join(map(str, own))}" for algo, own in seeds.items() if own]
         parts.append(f"{env} ({'; '.join(there) or 'none'})")
     planned = f"{len(THRESHOLDS)} envs × {len(ALGOS)} algorithms × {SEEDS} seeds"
     return (
-        f"Planned: {planned}, {len(THRESHOLDS) * len(ALGOS) * SEEDS} runs. There: {count}, by env, algorithm and seed: "
+        f"Planned: {planned}, {len(THRESHOLDS) * len(ALGOS) * SEEDS} runs. Evaluated: {count}, by env, algorithm and seed: "
         f"{', '.join(parts)}. Fewer than {SEEDS} seeds prove nothing about an ordering of the algorithms."
     )
 
 
-def _summary(own: list[dict[str, str]], paper: str) -> str:
-    best = [float(row["best_return"]) for row in own]
-    cells = [*_steps(own, "steps_to_threshold"), *_steps(own, "evaluated"), paper, over_seeds(best, interval=False)]
-    return " | ".join([*cells, commits(own)])
-
-
-def _steps(own: list[dict[str, str]], key: str) -> list[str]:
+def _steps(own: list[dict[str, str]], measure: str) -> list[str]:
     """The median in thousands, and how many seeds of those that were measured reached it."""
-    measured = [math.inf if row[key] == NEVER else float(row[key]) for row in own if row[key]]
-    if not measured:
+    values = [row[measure] for row in newest_per_seed(row for row in own if row[measure])]
+    if not values:
         return ["", "not measured"]
-    median = statistics.median(measured)
-    count = sum(map(math.isfinite, measured))
-    return [f"{median / 1000:.0f}" if math.isfinite(median) else "–", f"{count} of {len(measured)}"]
+    steps = [math.inf if value == NEVER else float(value) for value in values]
+    median, count = statistics.median(steps), sum(map(math.isfinite, steps))
+    return [f"{median / 1000:.0f}" if math.isfinite(median) else "–", f"{count} of {len(steps)}"]
 
 
 def main() -> None:
@@ -161,12 +167,12 @@ def main() -> None:
     for seed in range(1, arguments.seeds + 1):
         for env in arguments.envs:
             for algo in ALGOS:
-                if is_there(read_rows(ROWS), arguments.again, env=env, algo=algo, seed=seed):
+                if is_there(evaluated(read_rows(ROWS)), arguments.again, env=env, algo=algo, seed=seed):
                     continue
                 row = run(env, algo, seed)
                 append_row(ROWS, FIELDS, row)
                 write_table()
-                print(f"{env} {algo} seed {seed}: {row['steps_to_threshold']}", flush=True)
+                print(f"{env} {algo} seed {seed}: {row['one']} {row['ten']}", flush=True)
     write_table()
 
 
