@@ -146,8 +146,8 @@ def _what_is_there(rows: list[dict[str, str]]) -> str:
         parts.append(f"{env} ({'; '.join(there) or 'none'})")
     planned = f"{len(THRESHOLDS)} envs × {len(ALGOS)} algorithms × {SEEDS} seeds"
     return (
-        f"Planned: {planned}, {len(THRESHOLDS) * len(ALGOS) * SEEDS} runs. Evaluated: {count}, by env, algorithm and seed: "
-        f"{', '.join(parts)}. Fewer than {SEEDS} seeds prove nothing about an ordering of the algorithms."
+        f"Planned: {planned}, {len(THRESHOLDS) * len(ALGOS) * SEEDS} runs. Evaluated: {count}, by env, algorithm and "
+        f"seed: {', '.join(parts)}. Fewer than {SEEDS} seeds prove nothing about an ordering of the algorithms."
     )
 
 
