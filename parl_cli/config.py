@@ -310,8 +310,9 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         if value is None and type(None) in args:
             return None
         rest = [arg for arg in args if arg is not type(None)]
-        if len(rest) == 1:
-            return _convert(rest[0], value, key)
+        fitting = [arg for arg in rest if _is_container_for(arg, value)] or rest
+        if len(fitting) == 1:
+            return _convert(fitting[0], value, key)
         for arg in rest:
             try:
                 return _convert(arg, value, key)
@@ -324,16 +325,22 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         return value
     if origin in (list, tuple):
         if not isinstance(value, list | tuple):
-            raise _wrong(key, value, f"a list, like [{_name(args[0])}, …]")
+            raise _wrong(key, value, _name(hint))
         return origin(_convert(args[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping):
-            raise _wrong(key, value, "a mapping, like {key: value}")
+            raise _wrong(key, value, _name(hint))
         if len({str(k) for k in value}) < len(value):
             twice = next(k for k in value if not isinstance(k, str) and str(k) in value)
             raise ConfigError(f"{_join(key, str(twice))}: is there as a number and as text; quote it in the YAML file")
         return {str(k): _convert(args[1], v, f"{key}.{k}") for k, v in value.items()}
     return _convert_scalar(hint, value, key)
+
+
+def _is_container_for(hint: Any, value: Any) -> bool:
+    """Whether it is a list for a list, or a mapping for a mapping: then what is wrong is in there."""
+    origin = typing.get_origin(hint)
+    return isinstance(value, Mapping) if origin is dict else origin in (list, tuple) and isinstance(value, list | tuple)
 
 
 def _convert_scalar(hint: type, value: Any, key: str) -> Any:
@@ -371,6 +378,11 @@ def _wrong(key: str, value: Any, wanted: str) -> ConfigError:
 
 def _name(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (list, tuple):
+        return f"a list, like [{_name(args[0])}, …]"
+    if origin is dict:
+        return "a mapping, like {key: value}"
     return words.get(hint, getattr(hint, "__name__", str(hint)))
 
 

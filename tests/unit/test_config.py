@@ -4,7 +4,16 @@ from typing import Any, Literal
 
 import pytest
 
-from parl_cli.config import EvalCommand, ResumeCommand, option, parse, parse_component, required, to_plain
+from parl_cli.config import (
+    EvalCommand,
+    ReportCommand,
+    ResumeCommand,
+    option,
+    parse,
+    parse_component,
+    required,
+    to_plain,
+)
 from parl_cli.errors import ConfigError
 
 
@@ -120,6 +129,19 @@ def test_plain_values_parse_back_to_the_same_config():
 def test_a_component_needs_a_name(values):
     with pytest.raises(ConfigError, match=r"^algo=.*must be a group with a name"):
         parse_component("algo", values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ann": 475}, "thresholds.ann=475: must be a list, like [a number, …], not a whole number"),
+        ({"ann": ["x"]}, "thresholds.ann[0]=x: must be a number, not text"),
+        (["x"], "thresholds[0]=x: must be a number, not text"),
+        (475, "thresholds=475: must be a mapping, like {key: value} or a list, like [a number, …] or null, not a"),
+    ],
+)
+def test_what_is_wrong_inside_one_of_several_kinds_is_said_of_the_place(values, words):
+    assert words in message({"runs": ["x"], "thresholds": values}, ReportCommand)
 
 
 @pytest.mark.parametrize(("cls", "key"), [(EvalCommand, "checkpoint"), (ResumeCommand, "run")])
