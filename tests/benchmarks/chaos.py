@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # for `tests`; last, so that an installed parl is the one that is tried
 
-from tests.helpers.actors import gone, shared_files  # noqa: E402
+from tests.helpers.processes import gone, shared_files  # noqa: E402
 from tests.helpers.runs import CLI_TINY, Parl  # noqa: E402
 
 TRAIN = (

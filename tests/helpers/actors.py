@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
-import psutil
 
 from parl_cli.actors.asynchronous import AsyncActors
 from parl_cli.actors.base import Actor
@@ -97,35 +94,3 @@ def learn(pool: AsyncActors, policy: Any, updates: int, first: int = 0) -> list[
 def pids(pool: AsyncActors) -> list[int]:
     """Of its actors, in their order."""
     return [actor.process.pid for actor in pool._actors]
-
-
-def below(pid: int) -> list[int]:
-    """All processes below one."""
-    return [process.pid for process in psutil.Process(pid).children(recursive=True)]
-
-
-def workers_of_this_process() -> list[int]:
-    """Processes that multiprocessing started for this one: its own children, and those of its fork server."""
-    found = []
-    for child in psutil.Process().children():
-        words = " ".join(child.cmdline())
-        if "spawn_main" in words:
-            found.append(child.pid)
-        elif "multiprocessing.forkserver" in words:
-            found += [process.pid for process in child.children()]
-    return found
-
-
-def gone(pids: Iterable[int], timeout_s: float = 10.0) -> bool:
-    """Whether these processes end in time."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in pids):
-            return True
-        time.sleep(0.02)
-    return False
-
-
-def shared_files() -> set[str]:
-    """What lies in /dev/shm."""
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()

@@ -1,9 +1,13 @@
-"""Which vectorizers a test is about."""
+"""Which vectorizers a test is about, and how one is made."""
 
+import dataclasses
 import inspect
 from typing import Any
 
+from gymnasium.vector import AutoresetMode
+
 from parl_cli import registry
+from parl_cli.envs.toy import counting_seed
 from parl_cli.vectorizers import AutoVectorizer, Vectorizer
 
 
@@ -32,3 +36,13 @@ def constructor_keywords(cls: type) -> dict[str, Any]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return found
+
+
+def make(name: str, env_fns: list[Any], **options: Any) -> Any:
+    """A vectorizer as the runner uses it, in lock-step; options that this one does not have are left out."""
+    options.setdefault("autoreset_mode", AutoresetMode.SAME_STEP)
+    options.setdefault("episode_seed", counting_seed)
+    options.setdefault("batch_size", len(env_fns))  # all envs: lock-step, also where the first to answer could do
+    cls = registry.load("vectorizer", name)
+    known = {field.name for field in dataclasses.fields(cls.Config)} | {"autoreset_mode", "episode_seed"}
+    return cls(env_fns, **{key: value for key, value in options.items() if key in known})

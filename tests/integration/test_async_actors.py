@@ -29,8 +29,9 @@ from parl_cli.vectorizers.asynchronous import AsyncVectorizer
 from parl_cli.vectorizers.shared import SharedMemory, receive
 from parl_cli.vectorizers.subprocess import SubprocessVectorizer
 from tests.benchmarks import chaos
-from tests.helpers.actors import POOLS, below, gone, learn, pids, pool_of, shared_files, workers_of_this_process
+from tests.helpers.actors import POOLS, learn, pids, pool_of
 from tests.helpers.cli import ROOT, environment, parl
+from tests.helpers.processes import below, gone, shared_files, workers_of_this_process
 from tests.helpers.runs import CLI_TINY, ROLLOUT, Parl
 from tests.helpers.stubs import GRUPolicy, make_policy, weights_hash
 from tests.integration.test_loop_probes import check_counting, spec_of

@@ -18,18 +18,14 @@ from gymnasium.vector import AutoresetMode
 from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, counting_seed
 from parl_cli.errors import ConfigError, EnvError, WorkerError
 from parl_cli.vectorizers import AsyncVectorizer, SubprocessVectorizer, bells
+from tests.helpers.processes import nothing_left_behind
 
 SAME_STEP = AutoresetMode.SAME_STEP
+pytestmark = pytest.mark.usefixtures(nothing_left_behind.__name__)
 
 
 def make(cls, env_fns, **options):
     return cls(env_fns, autoreset_mode=SAME_STEP, episode_seed=counting_seed, **options)
-
-
-@pytest.fixture(autouse=True)
-def nothing_left_behind():
-    yield
-    assert not [p for p in psutil.Process().children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 @pytest.fixture(params=["bells", "pipe"])
