@@ -346,10 +346,12 @@ def make_eval_vectorizer(
     episodes: int,
     role: int = EVAL_ROLE,
     num_envs: int | None = None,
+    max_episode_steps: int | None = None,
     render_mode: str | None = None,
 ) -> SerialVectorizer:
     """Envs for evaluation, on the seeds of a role that is not training's."""
     n = min(episodes, num_envs or MAX_PARALLEL)
+    env = dataclasses.replace(env, max_episode_steps=max_episode_steps or env.max_episode_steps)
     return SerialVectorizer(
         [EnvFactory(env, render_mode) for _ in range(n)],
         autoreset_mode=AutoresetMode.SAME_STEP,

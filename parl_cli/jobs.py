@@ -141,6 +141,7 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
         episodes=command.episodes,
         role=TEST_ROLE,
         num_envs=1 if watching else command.num_envs,
+        max_episode_steps=command.max_episode_steps,
         render_mode="rgb_array" if command.video else command.render,
     )
     with ExitStack() as stack:
@@ -154,6 +155,7 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
                 command.episodes,
                 noise_key=stream_key(seed, "eval", "noise"),
                 deterministic=command.deterministic,
+                max_episode_steps=command.max_episode_steps,
                 on_step=None if video is None else video.capture,
             )
             for policy in policies

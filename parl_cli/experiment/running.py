@@ -224,9 +224,10 @@ class Runner:
 
     def _play(self, episodes: int, role: int) -> Evaluation:
         key = role, min(episodes, MAX_PARALLEL)
+        limit = self.config.eval.max_episode_steps
         if key not in self._eval_vectorizers:
             self._eval_vectorizers[key] = build.make_eval_vectorizer(
-                self.config.env, seed=self.config.seed, episodes=episodes, role=role
+                self.config.env, seed=self.config.seed, episodes=episodes, role=role, max_episode_steps=limit
             )
         each = [
             evaluate(
@@ -235,6 +236,7 @@ class Runner:
                 episodes,
                 noise_key=stream_key(self.config.seed, "eval", "noise"),
                 deterministic=self.config.eval.deterministic,
+                max_episode_steps=limit,
             )
             for policy in self.policies.values()
         ]

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from parl_cli.errors import EnvError
 from parl_cli.functional.noise import uniform
 from parl_cli.metrics.per_policy import of_policy
 
 MAX_PARALLEL = 32
+LONGEST_EPISODE = 200_000  # env steps; who has no time limit may never end, and nobody would be told
 BOOTSTRAP_BLOCK = 1_000_000  # draws at once
 
 
@@ -94,6 +96,7 @@ def evaluate(
     *,
     noise_key: int = 0,
     deterministic: bool = True,
+    max_episode_steps: int | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Play episodes 0 … episodes−1 and collect their returns.
@@ -108,8 +111,13 @@ def evaluate(
         episodes: how many.
         noise_key: key of the sampling noise.
         deterministic: act by the mode.
+        max_episode_steps: the envs' time limit, where one was asked for.
         on_step: called after the first reset and after every step, to draw or record.
+
+    Raises:
+        EnvError: an env failed, or an episode goes on for more than `LONGEST_EPISODE` steps and its limit.
     """
+    longest = np.uint64(max(LONGEST_EPISODE, max_episode_steps or 0))
     num_envs = vectorizer.num_envs
     agents = () if vectorizer.num_agents is None else (vectorizer.num_agents,)
     device = next(policy.parameters()).device
@@ -145,6 +153,8 @@ def evaluate(
         if on_step is not None:
             on_step()
         t += np.uint64(1)
+        if (t > longest).any():
+            _check_ends(playing[t > longest], episodes, int(longest))
         for k, env in enumerate(np.flatnonzero(step.ended).tolist()):
             if playing[env] < episodes:
                 returns[playing[env]] = float(np.mean(step.episode_return[k]))
@@ -155,6 +165,14 @@ def evaluate(
         is_first = np.repeat(step.ended, int(np.prod(agents))).reshape(is_first.shape)
     policy.train(was_training)
     return Evaluation(returns, lengths)
+
+
+def _check_ends(endless: np.ndarray, episodes: int, longest: int) -> None:
+    if endless.min() < episodes:  # what is played beyond those that count may go on
+        raise EnvError(
+            f"evaluation: episode {endless.min()} has not ended after {longest:,} steps; cut episodes off with "
+            "eval.max_episode_steps=1000 (parl eval: max_episode_steps=1000)"
+        )
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000) -> tuple[float, float]:

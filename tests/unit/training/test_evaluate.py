@@ -117,6 +117,41 @@ def test_a_nan_reward_is_an_error_and_no_endless_evaluation():
         play(policy, NanRewardEnv, 1, episodes=2)
 
 
+class EndlessEnv(NanRewardEnv):
+    """Nothing ever happens."""
+
+    def step(self, action):
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+
+@pytest.mark.parametrize(("limit", "words"), [(None, "20 steps"), (30, "30 steps")])
+def test_an_episode_without_an_end_is_an_error_that_says_what_to_do(limit, words, monkeypatch):
+    monkeypatch.setattr("parl_cli.training.evaluate.LONGEST_EPISODE", 20)
+    policy = make_policy(EnvSpec("endless", EndlessEnv.observation_space, EndlessEnv.action_space))
+    with pytest.raises(
+        EnvError, match=f"^evaluation: episode 0 has not ended after {words}; cut episodes off with eval"
+    ):
+        play(policy, EndlessEnv, 2, episodes=2, max_episode_steps=limit)
+
+
+def test_an_episode_beyond_those_that_count_need_not_end(monkeypatch):
+    monkeypatch.setattr("parl_cli.training.evaluate.LONGEST_EPISODE", 20)
+    # as they begin: episodes 0, 1, 3, then 5, which env 1 plays while env 0 still has 2 and 4 to play
+    lengths = iter([15, 3, 3, 10**9, 15, 15])
+
+    class Lengths(EndlessEnv):
+        def reset(self, **kwargs):
+            self.left = next(lengths, 10**9)
+            return super().reset(**kwargs)
+
+        def step(self, action):
+            self.left -= 1
+            return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+    policy = make_policy(EnvSpec("lengths", EndlessEnv.observation_space, EndlessEnv.action_space))
+    assert play(policy, Lengths, 2, episodes=5).lengths.tolist() == [15, 3, 15, 3, 15]
+
+
 # ---- statistics ----
 
 
