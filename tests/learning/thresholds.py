@@ -48,7 +48,11 @@ PAPER = {
     "swimmer": ["721", "359", "221", "318", "no figure"],
 }
 SEEDS = 4  # an ordering of the algorithms is asked over so many
-EXTRA = {"half_cheetah": ["policy.log_std_init=-1.34"]}
+EXTRA = {
+    "half_cheetah": ["policy.log_std_init=-1.34"],
+    # the authors' 0.99 leads to some 40 and stays there: PPO's best mean of 100 training episodes in 1M was 42, seed 1
+    "swimmer": ["algo.gamma=0.9999"],
+}
 
 
 def run(env: str, algo: str, seed: int) -> dict[str, Any]:
