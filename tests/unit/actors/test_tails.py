@@ -52,3 +52,38 @@ def test_scalar_actions_stay_scalar():
     tails = ActionTails(2)
     tails.record(np.array([1, 0]), np.array([7, 8]))
     assert as_lists(tails) == [([0, 1], [8, 7])]
+
+
+def test_tails_are_those_of_a_list_per_env_whenever_they_are_folded(monkeypatch):
+    rng = np.random.default_rng(0)
+    for fold_after in (1, 3, 1000):
+        monkeypatch.setattr("parl_cli.actors.tails._FOLD_AFTER", fold_after)
+        tails, lists = ActionTails(5), [[] for _ in range(5)]
+        for step in range(200):
+            envs = rng.permutation(5)[: rng.integers(1, 6)]
+            actions = rng.integers(0, 9, (len(envs), 2))
+            tails.record(envs, actions)
+            for env, action in zip(envs.tolist(), actions.tolist(), strict=True):
+                lists[env].append(action)
+            for env in (rng.random(5) < 0.1).nonzero()[0].tolist():
+                tails.end_episode(env)
+                lists[env] = []
+            if step % 50 == 7:
+                actions, lengths = tails.packed()
+                assert lengths.tolist() == list(map(len, lists))
+                assert actions.tolist() == [action for own in lists for action in own]
+                again = ActionTails(5)
+                again.unpack(actions, lengths)
+                assert as_lists(again) == as_lists(tails)
+                tails = again if step % 100 == 7 else tails  # as after a resume
+
+
+def test_an_episode_without_an_end_costs_its_actions_bytes_and_a_finished_one_nothing(monkeypatch):
+    monkeypatch.setattr("parl_cli.actors.tails._FOLD_AFTER", 10)
+    tails = ActionTails(2)
+    for _ in range(1000):
+        tails.record(np.array([0, 1]), np.array([0, 1], np.int8))
+        tails.end_episode(1)
+    assert len(tails._fresh) < 10
+    assert len(tails._actions) <= 1001
+    assert tails._actions.nbytes <= 1001
