@@ -30,6 +30,7 @@ from parl_cli.vectorizers.structured import has_nan
 
 WAY_OUT = "use vectorizer=serial"
 ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+_BOOL = np.dtype(np.bool_)
 CLOSED = "this vectorizer is closed: make a new one"
 
 log = logging.getLogger(__name__)
@@ -180,7 +181,7 @@ class NativeVectorizer(VectorWrapper):
                 obs, reward, terminated, truncated = map(np.asarray, (obs, reward, terminated, truncated))
         except ENV_FAULTS as error:
             self._fail("step", error)
-        self._check_step(obs, reward, terminated, truncated)
+        holds_nan = self._check_step(obs, reward, terminated, truncated)
         ended = terminated | truncated
         self._return += reward
         self._length += self._one
@@ -203,7 +204,7 @@ class NativeVectorizer(VectorWrapper):
         if self.autoreset_mode is AutoresetMode.NEXT_STEP:
             self._resting = over
             final_obs = obs.take(rows, 0)
-            if has_nan(final_obs):  # that a terminal step led to; the step after it is filler, but acts on it
+            if holds_nan:  # that a terminal step led to; the step after it is filler, but acts on it
                 obs = obs.copy()
                 obs[over] = 0
         else:
@@ -260,25 +261,31 @@ class NativeVectorizer(VectorWrapper):
             self._break("reset", f"observation of env {_first_nan(obs)} holds NaN")
         return obs
 
-    def _check_step(self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> None:
-        """A cheap look at what all envs gave together; EnvError if it is not as declared."""
+    def _check_step(self, obs: np.ndarray, reward: np.ndarray, terminated: np.ndarray, truncated: np.ndarray) -> bool:
+        """A cheap look at what all envs gave together; EnvError if it is not as declared.
+
+        Returns:
+            Whether some observations hold NaN, all of them of terminal steps.
+        """
         lead = self._lead
         if obs.shape != self._shape or obs.dtype != self._dtype:
             self._break("step", f"observations are {_about(obs)}; must be {self._dtype} {list(self._shape)}")
         if reward.shape != lead or reward.dtype.kind not in "fiub":
             self._break("step", f"rewards are {_about(reward)}; must be a number per env, {list(lead)}")
-        for name, flags in (("terminated", terminated), ("truncated", truncated)):
-            if flags.shape != lead or flags.dtype != np.bool_:
-                self._break("step", f"{name} is {_about(flags)}; must be bool {list(lead)}")
+        if not (terminated.shape == truncated.shape == lead and terminated.dtype == truncated.dtype == _BOOL):
+            about = f"terminated is {_about(terminated)}, truncated {_about(truncated)}"
+            self._break("step", f"{about}; must be bool {list(lead)}")
         if not reward.dot(reward) <= LARGEST_REWARD:  # a NaN compares false
             for env_id in (~(np.abs(reward) <= LARGEST_REWARD)).nonzero()[0].tolist():
                 self._break("step", f"reward {reward[env_id]} of env {env_id} is not a finite float32", env_id)
-        if has_nan(obs):
-            # a simulation that went wrong may end its episode with NaN, which nobody reads
-            is_next = self.autoreset_mode is AutoresetMode.SAME_STEP
-            for env_id in self._ids.tolist():
-                if (is_next or not terminated[env_id]) and has_nan(obs[env_id : env_id + 1]):
-                    self._break("step", f"observation of env {env_id} holds NaN", env_id)
+        if not has_nan(obs):
+            return False
+        # a simulation that went wrong may end its episode with NaN, which nobody reads
+        is_next = self.autoreset_mode is AutoresetMode.SAME_STEP
+        for env_id in self._ids.tolist():
+            if (is_next or not terminated[env_id]) and has_nan(obs[env_id : env_id + 1]):
+                self._break("step", f"observation of env {env_id} holds NaN", env_id)
+        return True
 
     def _break(self, method: str, what: str, env_id: int | None = None) -> NoReturn:
         """Raise the EnvError that says what was wrong, and when."""

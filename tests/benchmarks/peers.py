@@ -86,22 +86,33 @@ class Runner:
 
 
 class Gymnasium:
-    """Any vector env through Gymnasium's face: `step`, resets unseeded as Gymnasium's own."""
+    """Any vector env through Gymnasium's face: `step`, resets unseeded as Gymnasium's own.
+
+    The step on which an env is reset (next-step autoreset) is none of its steps, and not counted, here as elsewhere.
+    """
 
     def __init__(self, envs: Any) -> None:
         self.envs = envs
         envs.action_space.seed(0)
         self.actions = [envs.action_space.sample() for _ in range(DRAWN)]
         self.count = 0
+        self.ends: list[tuple[Any, Any]] = []  # terminated and truncated of every step; they are arrays of their own
         envs.reset(seed=0)
 
     def step(self) -> None:
         """Step all envs once."""
         self.count += 1
-        self.envs.step(self.actions[self.count % DRAWN])
+        _, _, terminated, truncated, _ = self.envs.step(self.actions[self.count % DRAWN])
+        self.ends.append((terminated, truncated))
 
     def run(self, seconds: float) -> tuple[int, float, int]:
-        return _timed(self.step, self.envs.num_envs, seconds)
+        self.ends.clear()
+        steps, elapsed, all_steps = _timed(self.step, self.envs.num_envs, seconds)
+        if self.envs.metadata["autoreset_mode"] is not AutoresetMode.NEXT_STEP:
+            return steps, elapsed, all_steps
+        # the first call is not timed; the resets of the last are not done, but those of the first are
+        resets = sum(int((terminated | truncated).sum()) for terminated, truncated in self.ends[:-1])
+        return steps - resets, elapsed, all_steps - resets
 
     def close(self) -> None:
         self.envs.close()

@@ -322,8 +322,11 @@ FAULTS = {
     "a list": (replaced(0, lambda obs: obs.tolist()), r"observations are float64 \[5, 3\]; must be float32"),
     "rewards": (replaced(1, lambda reward: reward[:, None]), r"rewards are float64 \[5, 1\]; must be a number per env"),
     "words": (replaced(1, lambda reward: reward.astype(str)), r"rewards are <U32 \[5\]; must be a number per env"),
-    "flags": (replaced(2, lambda flags: flags.astype(int)), r"terminated is int64 \[5\]; must be bool \[5\]"),
-    "a flag": (replaced(3, lambda flags: True), r"truncated is bool \[\]; must be bool \[5\]"),
+    "flags": (
+        replaced(2, lambda flags: flags.astype(int)),
+        r"terminated is int64 \[5\], truncated bool \[5\]; must be bool \[5\]",
+    ),
+    "a flag": (replaced(3, lambda flags: True), r"terminated is bool \[5\], truncated bool \[\]; must be bool \[5\]"),
     "NaN": (put(0, 1, np.nan), r"observation of env 1 holds NaN"),
     "NaN reward": (put(1, 4, np.nan), r"reward nan of env 4 is not a finite float32"),
     "large reward": (put(1, 2, -1e39), r"reward -1e\+39 of env 2 is not a finite float32"),
