@@ -22,7 +22,7 @@ from parl_cli.functional.noise import stream_key
 from parl_cli.per_policy import Part, parts
 from parl_cli.training import checkpoint
 from parl_cli.training.device import select_device
-from parl_cli.training.evaluate import MAX_PARALLEL, EpisodeSpread
+from parl_cli.training.evaluate import LONGEST_EPISODE, MAX_PARALLEL, EpisodeSpread
 from parl_cli.training.learner import Learner
 from parl_cli.training.learner_group import LearnerGroup
 from parl_cli.training.reward_scaler import RewardScaler
@@ -349,14 +349,23 @@ def make_eval_vectorizer(
     max_episode_steps: int | None = None,
     render_mode: str | None = None,
 ) -> SerialVectorizer:
-    """Envs for evaluation, on the seeds of a role that is not training's."""
+    """Envs for evaluation, on the seeds of a role that is not training's; their episodes end, if only by a limit."""
     n = min(episodes, num_envs or MAX_PARALLEL)
-    env = dataclasses.replace(env, max_episode_steps=max_episode_steps or env.max_episode_steps)
-    return SerialVectorizer(
-        [EnvFactory(env, render_mode) for _ in range(n)],
-        autoreset_mode=AutoresetMode.SAME_STEP,
-        episode_seed=EpisodeSpread(EpisodeSeeds(seed, role), n),
-    )
+
+    def make(limit: int | None) -> SerialVectorizer:
+        limited = dataclasses.replace(env, max_episode_steps=limit)
+        return SerialVectorizer(
+            [EnvFactory(limited, render_mode) for _ in range(n)],
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            episode_seed=EpisodeSpread(EpisodeSeeds(seed, role), n),
+        )
+
+    limit = max_episode_steps or env.max_episode_steps
+    vectorizer = make(limit)
+    if limit is None and (vectorizer.spec is None or vectorizer.spec.max_episode_steps is None):
+        vectorizer.close()
+        vectorizer = make(LONGEST_EPISODE)
+    return vectorizer
 
 
 def _env_factories(config: TrainConfig, envs: range) -> list[EnvFactory]:

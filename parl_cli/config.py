@@ -126,7 +126,7 @@ class EvalConfig:
     every_steps: int | None = option(None, "env steps between evaluations; null: none", ge=1)
     episodes: int = option(10, "episodes per evaluation", ge=1)
     deterministic: bool = option(True, "act by the distribution's mode, not by sampling")
-    max_episode_steps: int | None = option(None, "env steps after which an episode is cut off; null: as trained", ge=1)
+    max_episode_steps: int | None = option(None, "time limit of its episodes in env steps; null: the env's own", ge=1)
     target_return: float | None = option(None, "stop training once an evaluation's mean return reaches it")
 
 
@@ -181,7 +181,7 @@ class EvalCommand:
     episodes: int = option(100, "how many episodes to play", ge=1)
     deterministic: bool = option(True, "act by the distribution's mode, not by sampling")
     seed: int | None = option(None, "seed of the episodes; null: the checkpoint's own evaluation seed", ge=0, lt=2**63)
-    max_episode_steps: int | None = option(None, "env steps after which an episode is cut off; null: as trained", ge=1)
+    max_episode_steps: int | None = option(None, "time limit of its episodes in env steps; null: the env's own", ge=1)
     num_envs: int | None = option(None, "environments stepped in parallel; null: chosen for the episodes", ge=1)
     render: Literal["human"] | None = option(None, "human: show the episodes in a window")
     video: bool = option(False, "write an mp4 of the first episode (needs the extra `video`)")

@@ -155,7 +155,6 @@ def evaluate_run(command: EvalCommand) -> dict[str, Any]:
                 command.episodes,
                 noise_key=stream_key(seed, "eval", "noise"),
                 deterministic=command.deterministic,
-                max_episode_steps=command.max_episode_steps,
                 on_step=None if video is None else video.capture,
             )
             for policy in policies

@@ -293,7 +293,7 @@ class Actor:
             self._state = arrays["recurrent"].copy()
 
     def _check_actions(self, actions: np.ndarray, lengths: np.ndarray) -> None:
-        if len(actions) != lengths.sum():
+        if lengths.max(initial=0) > len(actions) or len(actions) != lengths.sum():  # a sum alone may overflow
             raise ValueError(f"{len(actions)} actions for unfinished episodes of {lengths.tolist()} steps")
         space = self.vectorizer.single_action_space
         each = actions.reshape(-1, *actions.shape[1 + len(self._agents) :]) if actions.size else actions

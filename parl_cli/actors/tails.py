@@ -13,7 +13,7 @@ class ActionTails:
     """Per env, the actions sent since its episode began, as the env took them.
 
     A record is kept as it comes, and counted. Now and then what was recorded is folded into arrays without the actions
-    of episodes that ended since, so that an env that never ends costs no more than its actions' bytes.
+    of episodes that ended since, so that an env that never ends costs its actions' bytes and 16 more for each.
 
     Args:
         num_envs: N.
@@ -31,7 +31,8 @@ class ActionTails:
         """Add one action per env; `envs` [B] and `actions` [B, ...] must not be written to afterwards."""
         self._fresh.append((envs, actions))
         self._count += 1
-        if len(self._fresh) >= _FOLD_AFTER:
+        # the more is kept, the rarer: else all of it would be copied again and again
+        if len(self._fresh) >= max(_FOLD_AFTER, len(self._envs) // len(self._begun)):
             self._fold()
 
     def end_episode(self, env: int) -> None:

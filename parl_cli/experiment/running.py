@@ -236,7 +236,6 @@ class Runner:
                 episodes,
                 noise_key=stream_key(self.config.seed, "eval", "noise"),
                 deterministic=self.config.eval.deterministic,
-                max_episode_steps=limit,
             )
             for policy in self.policies.values()
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from parl_cli.errors import EnvError
 from parl_cli.functional.noise import uniform
 from parl_cli.metrics.per_policy import of_policy
 
+log = logging.getLogger(__name__)
+
 MAX_PARALLEL = 32
-LONGEST_EPISODE = 200_000  # env steps; who has no time limit may never end, and nobody would be told
+LONGEST_EPISODE = 200_000  # env steps, where an env has no time limit: its episodes may never end
 BOOTSTRAP_BLOCK = 1_000_000  # draws at once
 
 
@@ -96,7 +98,6 @@ def evaluate(
     *,
     noise_key: int = 0,
     deterministic: bool = True,
-    max_episode_steps: int | None = None,
     on_step: Callable[[], None] | None = None,
 ) -> Evaluation:
     """Play episodes 0 … episodes−1 and collect their returns.
@@ -111,13 +112,8 @@ def evaluate(
         episodes: how many.
         noise_key: key of the sampling noise.
         deterministic: act by the mode.
-        max_episode_steps: the envs' time limit, where one was asked for.
         on_step: called after the first reset and after every step, to draw or record.
-
-    Raises:
-        EnvError: an env failed, or an episode goes on for more than `LONGEST_EPISODE` steps and its limit.
     """
-    longest = np.uint64(max(LONGEST_EPISODE, max_episode_steps or 0))
     num_envs = vectorizer.num_envs
     agents = () if vectorizer.num_agents is None else (vectorizer.num_agents,)
     device = next(policy.parameters()).device
@@ -137,42 +133,39 @@ def evaluate(
         on_step()
     was_training = policy.training
     policy.eval()
-    while not lengths.all():  # an episode that was played has a length
-        if not deterministic:
-            noise = uniform(noise_key, playing, t // period, int(np.prod(shape[1:]))).reshape(shape)
-        output = policy.act(
-            torch.from_numpy(np.ascontiguousarray(obs)).to(device),
-            state,
-            torch.from_numpy(is_first).to(device),
-            torch.from_numpy(noise).to(device),
-            greedy=deterministic,
+    try:
+        while not lengths.all():  # an episode that was played has a length
+            if not deterministic:
+                noise = uniform(noise_key, playing, t // period, int(np.prod(shape[1:]))).reshape(shape)
+            output = policy.act(
+                torch.from_numpy(np.ascontiguousarray(obs)).to(device),
+                state,
+                torch.from_numpy(is_first).to(device),
+                torch.from_numpy(noise).to(device),
+                greedy=deterministic,
+            )
+            state = output.state
+            vectorizer.send(policy.env_action(output.action.cpu().numpy()))
+            step = vectorizer.recv()
+            if on_step is not None:
+                on_step()
+            t += np.uint64(1)
+            for k, env in enumerate(np.flatnonzero(step.ended).tolist()):
+                if playing[env] < episodes:
+                    returns[playing[env]] = float(np.mean(step.episode_return[k]))
+                    lengths[playing[env]] = step.episode_length[k]
+                playing[env] += num_envs
+                t[env] = 0
+            obs = step.obs
+            is_first = np.repeat(step.ended, int(np.prod(agents))).reshape(is_first.shape)
+    finally:
+        policy.train(was_training)
+    if cut_off := int((lengths == LONGEST_EPISODE).sum()):
+        log.warning(
+            "evaluation: %d of %d episodes were cut off after %s steps; eval.max_episode_steps sets another limit",
+            *(cut_off, episodes, f"{LONGEST_EPISODE:,}"),
         )
-        state = output.state
-        vectorizer.send(policy.env_action(output.action.cpu().numpy()))
-        step = vectorizer.recv()
-        if on_step is not None:
-            on_step()
-        t += np.uint64(1)
-        if (t > longest).any():
-            _check_ends(playing[t > longest], episodes, int(longest))
-        for k, env in enumerate(np.flatnonzero(step.ended).tolist()):
-            if playing[env] < episodes:
-                returns[playing[env]] = float(np.mean(step.episode_return[k]))
-                lengths[playing[env]] = step.episode_length[k]
-            playing[env] += num_envs
-            t[env] = 0
-        obs = step.obs
-        is_first = np.repeat(step.ended, int(np.prod(agents))).reshape(is_first.shape)
-    policy.train(was_training)
     return Evaluation(returns, lengths)
-
-
-def _check_ends(endless: np.ndarray, episodes: int, longest: int) -> None:
-    if endless.min() < episodes:  # what is played beyond those that count may go on
-        raise EnvError(
-            f"evaluation: episode {endless.min()} has not ended after {longest:,} steps; cut episodes off with "
-            "eval.max_episode_steps=1000 (parl eval: max_episode_steps=1000)"
-        )
 
 
 def bootstrap_interval(values: Sequence[float] | np.ndarray, resamples: int = 10_000) -> tuple[float, float]:

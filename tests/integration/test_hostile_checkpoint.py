@@ -120,6 +120,12 @@ def set_tensor(run, name, change, file="training.safetensors"):
     reseal(last(run))
 
 
+def set_tails(run, length):
+    """Unfinished episodes of so many steps, without actions."""
+    set_tensor(run, "pool/actor/tail_lengths", lambda t: t * 0 + length)
+    set_tensor(run, "pool/actor/tail_actions", lambda t: t[:0])
+
+
 def replace(run, name, data):
     (last(run) / name).write_bytes(data)
     reseal(last(run))
@@ -288,6 +294,7 @@ RESUME = {
     "actions of another type": lambda run: set_tensor(run, "pool/actor/tail_actions", lambda t: t.float() + 0.5),
     "actions that do not exist": lambda run: set_tensor(run, "pool/actor/tail_actions", lambda t: t + 7),
     "tails without end": lambda run: set_tensor(run, "pool/actor/tail_lengths", lambda t: t + 2**40),
+    "tails whose lengths add up to none, modulo 2**64": lambda run: set_tails(run, 2**62),
     "negative tails": lambda run: set_tensor(run, "pool/actor/tail_lengths", lambda t: t * 0 - 1),
     "first flags of another shape": lambda run: set_tensor(run, "pool/actor/is_first", lambda t: t[:1]),
     "step counts of another shape": lambda run: set_tensor(run, "pool/actor/acted", lambda t: t[:1]),

@@ -279,20 +279,22 @@ def parl(*arguments: str, cwd: Path, until: Callable[[], bool] | None = None) ->
     """Run a command in `cwd`, to its end or until something is so; RuntimeError with its output where it fails."""
     command = [sys.executable, "-m", "parl_cli", *arguments]
     ends = time.monotonic() + 4 * 3600
+    stopped = False
     with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        stopped = False
-        while True:
-            try:
-                out, err = process.communicate(timeout=5)
-                break
-            except subprocess.TimeoutExpired:
-                if time.monotonic() > ends:
-                    process.kill()
-                    raise
-                if until is not None and not stopped and until():
-                    process.send_signal(signal.SIGINT)  # once: the second one would not let it finish
-                    stopped = True
-    if process.returncode and not (stopped and process.returncode == 130):
+        try:
+            while process.returncode is None:
+                try:
+                    out, err = process.communicate(timeout=5)
+                except subprocess.TimeoutExpired:
+                    if time.monotonic() > ends:
+                        raise
+                    if until is not None and not stopped and until():
+                        process.send_signal(signal.SIGINT)  # once: the second one would not let it finish
+                        stopped = True
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode and not stopped:
         raise RuntimeError(f"parl {' '.join(arguments)} ended with {process.returncode}:\n{out}\n{err}")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from parl_cli.build import make_eval_vectorizer
 from parl_cli.config import EnvConfig
 from parl_cli.envs.factory import EVAL_ROLE, TRAIN_ROLE, EnvFactory, EpisodeSeeds, env_spec
 from parl_cli.envs.toy import TwoAgentEnv
@@ -117,6 +118,14 @@ def test_a_nan_reward_is_an_error_and_no_endless_evaluation():
         play(policy, NanRewardEnv, 1, episodes=2)
 
 
+def test_a_policy_is_left_as_it_was_when_an_env_fails():
+    policy = make_policy(EnvSpec("nan", NanRewardEnv.observation_space, NanRewardEnv.action_space))
+    policy.train()
+    with pytest.raises(EnvError):
+        play(policy, NanRewardEnv, 1, episodes=2)
+    assert policy.training
+
+
 class EndlessEnv(NanRewardEnv):
     """Nothing ever happens."""
 
@@ -124,32 +133,36 @@ class EndlessEnv(NanRewardEnv):
         return np.zeros(1, np.float32), 1.0, False, False, {}
 
 
-@pytest.mark.parametrize(("limit", "words"), [(None, "20 steps"), (30, "30 steps")])
-def test_an_episode_without_an_end_is_an_error_that_says_what_to_do(limit, words, monkeypatch):
-    monkeypatch.setattr("parl_cli.training.evaluate.LONGEST_EPISODE", 20)
+@pytest.fixture
+def endless():
+    gym.register("test/Endless-v0", EndlessEnv)
+    gym.register("test/Limited-v0", EndlessEnv, max_episode_steps=30)
+    yield
+    del gym.registry["test/Endless-v0"], gym.registry["test/Limited-v0"]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "trained", "asked", "length"),
+    [
+        ("test/Endless-v0", None, None, 20),
+        ("test/Endless-v0", 25, None, 25),
+        ("test/Endless-v0", 25, 40, 40),
+        ("test/Limited-v0", None, None, 30),
+        ("test/Limited-v0", None, 7, 7),
+    ],
+)
+def test_every_evaluation_ends(env_id, trained, asked, length, endless, monkeypatch, caplog):
+    for module in ("parl_cli.build", "parl_cli.training.evaluate"):
+        monkeypatch.setattr(f"{module}.LONGEST_EPISODE", 20)
     policy = make_policy(EnvSpec("endless", EndlessEnv.observation_space, EndlessEnv.action_space))
-    with pytest.raises(
-        EnvError, match=f"^evaluation: episode 0 has not ended after {words}; cut episodes off with eval"
-    ):
-        play(policy, EndlessEnv, 2, episodes=2, max_episode_steps=limit)
-
-
-def test_an_episode_beyond_those_that_count_need_not_end(monkeypatch):
-    monkeypatch.setattr("parl_cli.training.evaluate.LONGEST_EPISODE", 20)
-    # as they begin: episodes 0, 1, 3, then 5, which env 1 plays while env 0 still has 2 and 4 to play
-    lengths = iter([15, 3, 3, 10**9, 15, 15])
-
-    class Lengths(EndlessEnv):
-        def reset(self, **kwargs):
-            self.left = next(lengths, 10**9)
-            return super().reset(**kwargs)
-
-        def step(self, action):
-            self.left -= 1
-            return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
-
-    policy = make_policy(EnvSpec("lengths", EndlessEnv.observation_space, EndlessEnv.action_space))
-    assert play(policy, Lengths, 2, episodes=5).lengths.tolist() == [15, 3, 15, 3, 15]
+    config = EnvConfig(id=env_id, max_episode_steps=trained)
+    vectorizer = make_eval_vectorizer(config, seed=1, episodes=3, max_episode_steps=asked)
+    try:
+        assert evaluate(policy, vectorizer, 3).lengths.tolist() == [length] * 3
+    finally:
+        vectorizer.close()
+    told = "evaluation: 3 of 3 episodes were cut off after 20 steps; eval.max_episode_steps sets another limit"
+    assert (told in caplog.text) is (length == 20)
 
 
 # ---- statistics ----
