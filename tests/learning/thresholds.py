@@ -119,7 +119,8 @@ def table(rows: list[dict[str, str]]) -> str:
         "steps; one that did not counts as later than all others, and – is a median that was not reached. *One "
         "evaluation*: the first deterministic episode, one after every update, that reached it, which is what the "
         "authors' code logs. *Ten evaluations*: the first ten in a row whose mean did; there the run is stopped. *100 "
-        "training episodes*: earlier runs, by the mean of the last 100, with exploration.",
+        "training episodes*: earlier runs, by the mean of the last 100, with exploration. All by "
+        f"`experiment=truly_ppo_paper`; {_extras()} (in the earlier runs of swimmer 0.99).",
         "",
         _what_is_there(evaluated(rows)),
         "",
@@ -135,6 +136,10 @@ def table(rows: list[dict[str, str]]) -> str:
                 used = commits(newest_per_seed(own))
                 lines.append(f"| {env} | {threshold} | `{algo}` | {' | '.join(cells)} | {paper} | {used} |")
     return "\n".join(lines) + "\n"
+
+
+def _extras() -> str:
+    return ", ".join(f"{env} with `{' '.join(extra)}`" for env, extra in EXTRA.items())
 
 
 def _what_is_there(rows: list[dict[str, str]]) -> str:
