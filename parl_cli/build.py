@@ -56,7 +56,7 @@ def validate(values: Mapping[str, Any]) -> TrainConfig:
     policy_device(config)
     actor_device(config)
     if config.init_from is not None:
-        warm = checkpoint.load(checkpoint.find(config.init_from))
+        warm = checkpoint.load(checkpoint.find(config.init_from, key="init_from"))
         for part, policy in zip(own, policies, strict=True):
             checkpoint.load_weights(policy, warm.weights_of(part.policy_id, len(own)), warm.path)
     for name, options in config.logger.sinks.items():

@@ -33,7 +33,7 @@ examples:
   parl train -m env=cartpole seed=1,2,3
   parl eval checkpoint=outputs/ppo_cartpole/latest
   parl bench env=cartpole num_envs=32
-  parl report outputs/ppo_cartpole outputs/a2c_cartpole
+  parl report outputs/ppo_cartpole outputs/truly_ppo_cartpole
   parl list envs
   eval "$(parl completion bash)"
 """

@@ -82,7 +82,9 @@ class PPOConfig:
     normalize_advantage: bool = option(True, "mean 0 and std 1 within each minibatch")
     normalize_reward: bool = option(False, "divide rewards by the running std of the discounted return")
     reward_clip: float = option(10.0, "scaled rewards are clipped to ± this", gt=0)
-    target_kl: float | None = option(None, "stop a rollout's epochs once approx. KL exceeds this", gt=0)
+    target_kl: float | None = option(
+        None, "approx. KL that stops a rollout's epochs; with kl_adaptive, the one it aims at", gt=0
+    )
     adam_eps: float = option(1e-5, "Adam's epsilon", gt=0)
 
 

@@ -55,7 +55,7 @@ examples:
   parl eval checkpoint=RUN video=true output=videos""",
     "report": """\
 examples:
-  parl report outputs/ppo_cartpole outputs/a2c_cartpole
+  parl report outputs/ppo_cartpole outputs/truly_ppo_cartpole
   parl report outputs where.env.name=cartpole by=[algo.name,algo.learning_rate]
   parl report outputs/ppo_cartpole thresholds=[475] score=eval
   parl report outputs allow=[total_steps,algo] formats=[]   # compare all the same, in the terminal only""",

@@ -13,6 +13,7 @@ from gymnasium.vector import VectorEnv
 from parl_cli import plugins, registry
 from parl_cli.config import EnvConfig
 from parl_cli.envs.batches import make_batch
+from parl_cli.envs.gymnasium_adapter import one_line
 from parl_cli.envs.wrappers import num_agents
 from parl_cli.envs.wrapping import wrap
 from parl_cli.errors import ConfigError
@@ -60,14 +61,16 @@ def env_spec(config: EnvConfig) -> EnvSpec:
 
 
 def check_rendering(config: EnvConfig) -> None:
-    """Draw one frame off screen; raises ConfigError where what draws it is not installed."""
+    """Draw one frame off screen; raises ConfigError where that cannot be done."""
     env = EnvFactory(config, render_mode="rgb_array")()
     try:
         env.reset(seed=0)
         env.render()
     except (ImportError, gym.error.DependencyNotInstalled) as error:
-        cause = " ".join(str(error).split())
-        raise ConfigError(f'{config.id} cannot be drawn ({cause}); pip install "parl-cli[video]"') from error
+        raise ConfigError(f'{config.id} cannot be drawn ({one_line(error)}); pip install "parl-cli[video]"') from error
+    except Exception as error:  # whatever the drawing library raises: MuJoCo's, for one, where there is no display
+        way_out = "MuJoCo needs MUJOCO_GL=egl or osmesa where there is no display"
+        raise ConfigError(f"{config.id} cannot be drawn ({one_line(error)}); {way_out}") from error
     finally:
         env.close()
 

@@ -192,25 +192,28 @@ def check_weights(module: torch.nn.Module, weights: Mapping[str, Tensor], source
             raise CheckpointError(f"{label}: {name} holds NaN or infinity; take an earlier checkpoint")
 
 
-def find(text: str, outputs: Path = Path("outputs")) -> Path:
+def find(text: str, outputs: Path = Path("outputs"), key: str = "checkpoint") -> Path:
     """The checkpoint folder that a user means.
 
     Args:
         text: a checkpoint folder, a run folder (its last checkpoint), or `latest` (the last of the newest run).
         outputs: where runs are.
+        key: what the user typed it for.
 
     Raises:
         CheckpointError: there is none.
     """
     if text == "latest":
-        return last(latest_run(outputs))
+        return last(latest_run(outputs, key), key)
     name = os.path.expanduser(text)
     if not os.path.exists(name):  # unlike Path.exists it takes any text
-        raise CheckpointError(f"checkpoint={text}: no such folder; name a run folder, a checkpoint folder or latest")
+        if Path(name).name == "best":
+            raise CheckpointError(f"{key}={text}: no such folder; only evaluations choose one: eval.every_steps=…")
+        raise CheckpointError(f"{key}={text}: no such folder; name a run folder, a checkpoint folder or latest")
     path = Path(name)
     if (path / "manifest.json").exists():
         return path.resolve()
-    return last(path)
+    return last(path, key)
 
 
 def latest_run(outputs: Path, key: str = "checkpoint") -> Path:
@@ -228,7 +231,7 @@ def latest_run(outputs: Path, key: str = "checkpoint") -> Path:
     return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime_ns)
 
 
-def last(run: Path) -> Path:
+def last(run: Path, key: str = "checkpoint") -> Path:
     """The newest checkpoint folder of a run.
 
     Raises:
@@ -236,9 +239,7 @@ def last(run: Path) -> Path:
     """
     steps = numbered(run / "checkpoints")
     if not steps:
-        raise CheckpointError(
-            f"checkpoint={run}: no checkpoint in it; name a run folder, a checkpoint folder or latest"
-        )
+        raise CheckpointError(f"{key}={run}: no checkpoint in it; name a run folder, a checkpoint folder or latest")
     return steps[-1]
 
 

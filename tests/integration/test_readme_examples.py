@@ -68,15 +68,18 @@ def run_python(code, cwd):
 
 
 def test_the_experiment_example_trains_saves_and_goes_on(tmp_path):
-    api, _ = blocks(section("From Python"), "python")
+    api, acting, _ = blocks(section("From Python"), "python")
     done = run_python(smaller(api, "steps = 50_000"), tmp_path)
     assert done.returncode == 0, done.stderr
     assert 8 < float(done.stdout) <= 500
     assert {path.name for path in tmp_path.iterdir()} == {"example.py", "halfway"}
+    done = run_python(acting, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 8 <= float(done.stdout) <= 500
 
 
 def test_the_loop_of_pieces_trains(tmp_path):
-    _, loop = blocks(section("From Python"), "python")
+    *_, loop = blocks(section("From Python"), "python")
     done = run_python(smaller(loop, "total_steps = 100_000"), tmp_path)
     assert done.returncode == 0, done.stderr
     steps = [int(line.split()[0]) for line in done.stdout.splitlines()]
@@ -90,5 +93,5 @@ def test_the_vectorizer_example_steps(tmp_path):
 
 
 def test_the_loop_of_pieces_is_short():
-    _, loop = blocks(section("From Python"), "python")
+    *_, loop = blocks(section("From Python"), "python")
     assert len([line for line in loop.splitlines() if line]) <= 28

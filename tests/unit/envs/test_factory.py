@@ -89,6 +89,16 @@ def test_a_missing_drawing_library_names_the_extra(monkeypatch):
         check_rendering(EnvConfig(id="CartPole-v1"))
 
 
+def test_what_a_drawing_library_raises_is_told_in_one_line(monkeypatch):
+    def render(self):
+        raise RuntimeError("no OpenGL\nplatform")
+
+    monkeypatch.setattr("gymnasium.envs.classic_control.cartpole.CartPoleEnv.render", render)
+    words = r"^CartPole-v1 cannot be drawn \(RuntimeError: no OpenGL platform\); MuJoCo needs MUJOCO_GL=egl or osmesa"
+    with pytest.raises(ConfigError, match=words):
+        check_rendering(EnvConfig(id="CartPole-v1"))
+
+
 @pytest.mark.parametrize("run_seed", [0, 1, 2**32 - 1, 2**32, 2**63, 2**128 - 1, 2**140])
 def test_episode_seeds_are_those_of_numpys_seed_sequence(run_seed):
     rng = np.random.default_rng(0)
