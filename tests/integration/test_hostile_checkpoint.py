@@ -403,7 +403,7 @@ def test_the_real_command_refuses_without_executing_importing_or_tracebacks(run,
     for command in (["eval", "checkpoint=run"], ["resume", "run=run"]):
         started = time.monotonic()
         done = fresh_parl(*command, cwd=run.parent)
-        assert time.monotonic() - started < LIMIT_S
+        assert time.monotonic() - started < 3 * LIMIT_S  # a process of its own, which imports all anew
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("parl: error: checkpoint=")
         assert done.stderr.count("\n") == 1
