@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from typing import Any
 
+import pytest
 from gymnasium.vector import AutoresetMode
 
 from parl_cli import registry
@@ -23,6 +24,9 @@ def of_python_envs(*, lock_step: bool = False) -> list[str]:
         )
 
     return [name for name in registry.names("vectorizer") if fits(registry.load("vectorizer", name))]
+
+
+every_vectorizer = pytest.mark.parametrize("name", of_python_envs())
 
 
 def constructor_keywords(cls: type) -> dict[str, Any]:

@@ -23,11 +23,9 @@ from parl_cli.envs.toy import (
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
 from parl_cli.vectorizers import SubprocessVectorizer
 from tests.helpers.processes import gone, nothing_left_behind, shared_files
-from tests.helpers.vectorizers import make, of_python_envs
+from tests.helpers.vectorizers import every_vectorizer, make
 
-NAMES = of_python_envs()
 SAME_STEP = AutoresetMode.SAME_STEP
-every_vectorizer = pytest.mark.parametrize("name", NAMES)
 pytestmark = pytest.mark.usefixtures(nothing_left_behind.__name__)
 
 

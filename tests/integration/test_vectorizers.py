@@ -20,11 +20,10 @@ from parl_cli.envs.toy import (
 )
 from parl_cli.errors import ConfigError, EnvError, ParlError
 from tests.helpers.processes import nothing_left_behind
-from tests.helpers.vectorizers import make, of_python_envs
+from tests.helpers.vectorizers import every_vectorizer, make, of_python_envs
 
 NAMES = of_python_envs()
 SAME_STEP = AutoresetMode.SAME_STEP
-every_vectorizer = pytest.mark.parametrize("name", NAMES)
 pytestmark = pytest.mark.usefixtures(nothing_left_behind.__name__)
 
 
