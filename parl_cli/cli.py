@@ -8,6 +8,7 @@ starts. `PARL_TRACEBACK=1` shows the traceback of errors that are otherwise a li
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -41,6 +42,8 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `parl` with `argv` (default: the process's own arguments) and return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # help has a `…`, which Latin-1 cannot say
     try:
         code = dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

@@ -381,6 +381,8 @@ def _wrong(key: str, value: Any, wanted: str) -> ConfigError:
 def _name(hint: Any) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return str(args[0])
     if origin in (list, tuple):
         return f"a list, like [{_name(args[0])}, …]"
     if origin is dict:

@@ -36,6 +36,7 @@ class UnknownKeyError(ConfigError):
     def __init__(self, key: str, hint: str) -> None:
         super().__init__(f"unknown key {key}; {hint}")
         self.key = key
+        self.hint = hint
 
 
 class CheckpointError(ConfigError):

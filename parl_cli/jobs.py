@@ -267,10 +267,9 @@ def _run(experiment: Experiment, preset: str | None = None) -> float | None:
     with progress:
         reason = experiment.train_until(config.total_steps, progress.update)
     place = console.short_path(run.path)
-    with_plugins = f" 'plugins=[{','.join(config.plugins)}]'" if config.plugins else ""
-    commands = {"evaluate": f"parl eval checkpoint={place}{with_plugins}"}
+    commands = {"evaluate": console.command_line(["parl", "eval", f"checkpoint={place}"], config.plugins)}
     if experiment.stopped_by is not None:
-        commands["go on"] = f"parl resume run={place}{with_plugins}"
+        commands["go on"] = console.command_line(["parl", "resume", f"run={place}"], config.plugins)
     title = {"budget": "finished"}.get(reason, reason)
     console.print_result(progress.tracker.summary() | {"run folder": place}, title=title, commands=commands)
     if experiment.stopped_by is not None:

@@ -35,7 +35,7 @@ def run_one(hydra: Hydra, overrides: Sequence[str]) -> float | None:
         ParlError: the run broke.
     """
     for text in overrides:
-        if _is_about_the_sweep(text):
+        if _is_about_the_sweep(text) or text.startswith("hydra.sweep."):
             raise ConfigError(f"{text}: says how several jobs are run; add -m, or leave it out")
     job = compose(hydra, "train", overrides)
     config = validate(job)
@@ -61,6 +61,7 @@ def run_sweep(hydra: Hydra, overrides: Sequence[str]) -> Any:
 
     _check_single(hydra, overrides)
     job = compose(hydra, "sweep", overrides, multirun=True)
+    _check_launcher(job, overrides)
     with read_write(job.hydra):
         job.hydra.job.config_name = "train"  # what each job is composed from
     HydraConfig.instance().set_config(job)
@@ -132,7 +133,9 @@ def make_dir(job: DictConfig, kind: str) -> Path:
     HydraConfig.instance().set_config(job)
     seen = set()
     while True:
-        folder = Path(os.path.abspath(os.path.expanduser(OmegaConf.select(job, f"hydra.{kind}.dir"))))
+        with translated():
+            name = str(OmegaConf.select(job, f"hydra.{kind}.dir"))
+        folder = Path(os.path.abspath(os.path.expanduser(name)))
         try:
             folder.mkdir(parents=True)
             return folder
@@ -182,5 +185,25 @@ def _check_single(hydra: Hydra, overrides: Sequence[str]) -> None:
             raise ConfigError(f"{override.input_line}: must be one value; it says how the jobs are run")
 
 
+def _check_launcher(job: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse what would run the jobs without parl's validation, and what the chosen launcher does not look at.
+
+    Raises:
+        ConfigError: naming what to choose.
+    """
+    for role, own in (("launcher", "parallel or serial"), ("sweeper", "grid, or sweep=<algo> for a search")):
+        chosen = job.hydra[role]._target_
+        if not str(chosen).startswith("hydra_plugins.parl_"):
+            choice = job.hydra.runtime.choices[f"hydra/{role}"]
+            raise ConfigError(f"hydra/{role}={choice}: cannot run parl's jobs; choose {own}, or leave it out")
+    if job.hydra.runtime.choices["hydra/launcher"] == "serial":
+        for text in overrides:
+            if text.startswith("sweep."):
+                raise ConfigError(f"{text}: not looked at by hydra/launcher=serial; leave one of them out")
+    for text in overrides:
+        if text.startswith("hydra.run."):
+            raise ConfigError(f"{text}: of a single job; a sweep's folder is hydra.sweep.dir=…")
+
+
 def _not_called(_job: DictConfig) -> Any:
-    raise ConfigError("hydra/launcher: parl needs a launcher of its own; parl list shows them as launcher")
+    raise AssertionError("parl's launchers run jobs their own way")

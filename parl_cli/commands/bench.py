@@ -39,7 +39,8 @@ def main(args: list[str]) -> int:
 
     from parl_cli.jobs import bench_job
 
-    bench_job(config, command, flags.overrides)
+    search_path = [] if flags.config_dir is None else ["--config-dir", flags.config_dir]
+    bench_job(config, command, [*flags.overrides, *search_path])
     return 0
 
 

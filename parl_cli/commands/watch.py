@@ -9,7 +9,7 @@ from pathlib import Path
 from parl_cli.commands._flags import parse_watch_flags
 from parl_cli.errors import ConfigError
 from parl_cli.metrics import gauges
-from parl_cli.metrics.console import console, print_line, print_result, speaks_unicode
+from parl_cli.metrics.console import command_line, console, print_line, print_result, speaks_unicode
 from parl_cli.metrics.panel import LivePanel, SteadyLive
 from parl_cli.metrics.plain import PlainLines
 from parl_cli.reports import load
@@ -116,8 +116,9 @@ def _watch_run(folder: Path, live: bool, once: bool) -> None:
     summary: dict[str, object] = {**watched.tracker.summary(), "run folder": shown(folder)}
     if "error" in watched.run.info:
         summary["error"] = printable(str(watched.run.info["error"]))
+    go_on = command_line(["parl", "resume", f"run={shown(folder)}"])
     ended_early = how in ("silent", "interrupted", "failed")
-    print_result(summary, title=how, commands={"go on": f"parl resume run={shown(folder)}"} if ended_early else {})
+    print_result(summary, title=how, commands={"go on": go_on} if ended_early else {})
     if how == "silent":
         since = gauges.duration(silence_s(watched.run))
         print_line(f"nothing was written for {since}, and no process of this machine trains it: it was probably killed")

@@ -45,7 +45,10 @@ _PLUGINS = Path(__file__).resolve().parents[1] / "_hydra"
 OPEN_IN_A_JOB = ("env.kwargs.", "policies.", "logger.sinks.")
 _OPEN = (*OPEN_IN_A_JOB, "where.", "thresholds.", "normalize.")  # the others: of `parl report` and `parl list`
 
+_MAY_BE_NULL = ("tuned", "experiment", "debug")  # groups of which no option is needed
+
 _EXPONENT = re.compile(r"(?<![\w.+/-])\d+(?:\.\d*)?[eE]\+?\d+(?![\w./])")
+_LOOKS_LIKE_A_NUMBER = re.compile(r"[\d_.eE+-]*\d[\d_.eE+-]*")
 
 
 @contextmanager
@@ -144,12 +147,26 @@ def presets_named(config: DictConfig) -> Iterator[None]:
         choices = config.hydra.runtime.choices
         for kind, way_out in (("tuned", "add tuned=null"), ("experiment", f"choose another {group}, or leave it out")):
             files = _files_of(config, kind)
-            if files and OmegaConf.select(OmegaConf.load(files[0]), error.key) is not None:
-                raise ConfigError(
-                    f"{kind}={choices[kind]} sets {error.key}, which {group}={choices.get(group)} does not have; "
-                    f"{way_out}"
-                ) from error
+            if not files or not _sets(files[0], error.key):
+                continue
+            if group not in COMPONENTS:  # no choice brings such a key
+                raise ConfigError(f"{kind}={choices[kind]}: {error}") from error
+            hint = f" ({error.hint})" if error.hint.startswith("did you mean") else ""
+            raise ConfigError(
+                f"{kind}={choices[kind]} sets {error.key}, which {group}={choices.get(group)} does not have{hint}; "
+                f"{way_out}"
+            ) from error
         raise
+
+
+def _sets(file: Path, key: str) -> bool:
+    """Whether a file of values sets a dotted key, whatever to."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -185,21 +202,26 @@ def without_hydra(config: DictConfig) -> DictConfig:
 def prepare(overrides: Sequence[str]) -> list[str]:
     """Overrides as Hydra takes them: what it refuses, and a person would type all the same, is rewritten.
 
-    `env.kwargs.x=1` may add its key; `tuned=null` takes the choice away; `total_steps=1e6` is a whole number.
+    `env.kwargs.x=1` and `env.kwargs={x: 1}` may add their key; `tuned=null` takes the choice away; `total_steps=1e6` is
+    a whole number; `name=2024_10` is text.
 
     Raises:
-        ConfigError: null for a group of which one option is needed.
+        ConfigError: null, or a list, for a group of which one option is needed.
     """
     prepared = []
     for text in overrides:
         key, _, value = text.partition("=")
-        if text.startswith(_OPEN):
+        if text.startswith(_OPEN) or (value.startswith("{") and f"{key}." in _OPEN):
             text = f"++{text}"
-        elif value == "null" and key in COMPONENTS:
-            raise ConfigError(f"{key}=null: one is needed; {suggest('', options(key))}")
-        elif value == "null" and (builtin_conf() / key).is_dir():
+        elif value == "null" and key in _MAY_BE_NULL:
             # Hydra knows `group: null` in a list of defaults, but typed it must be ~group.
             text = f"~{key}"
+        elif value == "null" and key and (builtin_conf() / key).is_dir():
+            raise ConfigError(f"{key}=null: one is needed; {suggest('', options(key))}")
+        elif value.startswith("[") and key in COMPONENTS:
+            raise ConfigError(f"{text}: one is needed; for several jobs type -m {key}={value.strip('[]')}")
+        elif key == "name" and _LOOKS_LIKE_A_NUMBER.fullmatch(value):
+            text = f"name='{value}'"
         elif "'" not in value and '"' not in value:
             text = f"{key}={_EXPONENT.sub(_whole, value)}" if "=" in text else text
         prepared.append(text)
@@ -227,12 +249,18 @@ def quote_values(overrides: Sequence[str], keys: frozenset[str]) -> list[str]:
 
 
 def gather_words(overrides: Sequence[str], key: str) -> list[str]:
-    """Make one list of the words that are no `key=value`: `key=['a','b']`. A path may hold a `=` after a slash."""
+    """Make one list of the words that are no `key=value`: `key=['a','b']`. A path may hold a `=` after a slash.
+
+    Raises:
+        ConfigError: the key was typed besides.
+    """
     is_word = [not text.startswith("~") and ("=" not in text or "/" in text.partition("=")[0]) for text in overrides]
     words = [os.path.expanduser(text) for text, alone in zip(overrides, is_word, strict=True) if alone]
     rest = [text for text, alone in zip(overrides, is_word, strict=True) if not alone]
     if not words:
         return rest
+    if typed := [text for text in rest if text.startswith(f"{key}=")]:
+        raise ConfigError(f"{typed[0]}: stands beside {words[0]}; leave out {key}=, words are {key} all the same")
     quoted = ",".join("'" + word.replace("\\", "\\\\").replace("'", "\\'") + "'" for word in words)
     return [*rest, f"{key}=[{quoted}]"]
 

@@ -20,6 +20,7 @@ from omegaconf.errors import (
 
 from parl_cli.errors import ConfigError, suggest
 
+_ENV_ID = re.compile(r"env/(.*/.*|.*-v\d+)")  # FrozenLake-v1, ALE/Pong-v5
 _EMPTY = re.compile(r"\b(choice|range|interval)\(\s*\)")
 
 
@@ -64,6 +65,9 @@ def _missing_file(error: MissingConfigException) -> str:
     group, _, option = str(error.missing_cfg_file).rpartition("/")
     if not group:
         return f"no config named {option}"
+    env_id = _ENV_ID.fullmatch(str(error.missing_cfg_file))
+    if env_id:
+        return f"env={env_id[1]}: no such option; for a Gymnasium id type env=gym env.id={env_id[1]}"
     return f"{group}={option}: no such option; {suggest(option, error.options or [])}"
 
 
@@ -75,10 +79,10 @@ def _unknown_key(error: OmegaConfBaseException) -> str:
     if elsewhere:
         return f"unknown key {wanted}; did you mean {' or '.join(sorted(elsewhere)[:3])}?"
     siblings = [str(key) for key in error.parent_node if key != "hydra"] if _is_dict(error.parent_node) else []
-    if error.parent_node is root:
+    if error.parent_node is root and "algo" in siblings:
         siblings += ["experiment", "debug", "tuned"]
     if not siblings:
-        return f"unknown key {wanted}; {wanted.rpartition('.')[0]} is a single value"
+        return f"unknown key {wanted}; {wanted.rpartition('.')[0]} has no keys"
     return f"unknown key {wanted}; {suggest(str(error.key), siblings)}"
 
 
@@ -95,7 +99,7 @@ def _known_phrase(text: str) -> str | None:
         return f"+{present[1]}: the key is there already; leave out the +"
     group = re.search(r"Could not override '([^']+)'\.\s*(?:Did you mean to override ([^?\s]+)|No match)", text)
     if group:
-        hint = f"did you mean {group[2]}?" if group[2] else "parl list shows the groups"
+        hint = f"did you mean {group[2]}?" if group[2] else "parl list shows the groups of parl train"
         return f"unknown config group {group[1]}; {hint}"
     return None
 

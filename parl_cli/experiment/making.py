@@ -190,6 +190,8 @@ def config_to_go_on(
         ConfigError: plug-ins are missing, or this machine cannot do it.
     """
     plugins.require(values, given, ask)
+    # workers import what the config names, and so does whoever goes on from the next checkpoint
+    values = {**values, "plugins": list(dict.fromkeys([*(values.get("plugins") or []), *given]))}
     if saved is None:
         return build.validate(values)
     # what it was warmed up with has done its work, and may be gone

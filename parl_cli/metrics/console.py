@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -60,6 +61,11 @@ def short_path(path: Path) -> str:
         return str(path.resolve().relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def command_line(words: Sequence[str], plugins: Sequence[str] = ()) -> str:
+    """A command as it can be copied, with the plug-ins that it needs."""
+    return shlex.join([*words, f"plugins=[{','.join(plugins)}]"] if plugins else words)
 
 
 def writable(text: str, out: Console) -> str:

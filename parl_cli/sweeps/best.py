@@ -37,11 +37,9 @@ def print_search(search: Search) -> None:
         shares = [[key, f"{share:.0%}"] for key, share in importances.items()]
         print_table(["key", "importance"], shares, title=f"what moved {objectives[0]}")
     file = write_best(search, best[0])
-    with_plugins = f" 'plugins=[{','.join(ledger.plugins)}]'" if ledger.plugins else ""
     console.print_line(f"best config: {console.short_path(file)}")
-    console.print_line(
-        f"  train it   parl train experiment=best --config-dir {console.short_path(ledger.path)}{with_plugins}"
-    )
+    train = ["parl", "train", "experiment=best", "--config-dir", console.short_path(ledger.path)]
+    console.print_line(f"  train it   {console.command_line(train, ledger.plugins)}")
 
 
 def write_best(search: Search, job: Job) -> Path:

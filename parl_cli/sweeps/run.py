@@ -191,8 +191,7 @@ def _running(place: Place) -> str:
 
 def go_on(ledger: Ledger) -> str:
     """The command that does what is missing."""
-    with_plugins = f" 'plugins=[{','.join(ledger.plugins)}]'" if ledger.plugins else ""
-    return f"parl resume run={shown(ledger)}{with_plugins}"
+    return console.command_line(["parl", "resume", f"run={shown(ledger)}"], ledger.plugins)
 
 
 def shown(ledger: Ledger) -> str:

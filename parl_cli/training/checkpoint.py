@@ -21,7 +21,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,18 +217,25 @@ def find(text: str, outputs: Path = Path("outputs"), key: str = "checkpoint") ->
 
 
 def latest_run(outputs: Path, key: str = "checkpoint") -> Path:
-    """The run, alone or of a sweep, that wrote a checkpoint last.
+    """The run below `outputs`, alone or of a sweep, that wrote a checkpoint last.
 
     Raises:
         CheckpointError: there is none.
     """
-    folders = [*outputs.glob("*/*/checkpoints"), *outputs.glob("*/*/*/checkpoints")]
-    runs = [p.parent for p in folders if not p.parent.is_symlink() and numbered(p)]
+    runs = [run for run in _runs_below(outputs) if numbered(run / "checkpoints")]
     if not runs:
         raise CheckpointError(
             f"{key}=latest: there is no run with a checkpoint under {outputs}/; train one, or name a folder"
         )
     return max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime_ns)
+
+
+def _runs_below(place: Path) -> Iterator[Path]:
+    """Folders with checkpoints; links are not followed: `latest` is one of its neighbours."""
+    for folder, folders, _ in os.walk(place):
+        if "checkpoints" in folders:
+            folders.clear()
+            yield Path(folder)
 
 
 def last(run: Path, key: str = "checkpoint") -> Path:

@@ -51,7 +51,7 @@ SEEDS = 4  # an ordering of the algorithms is asked over so many
 EXTRA = {
     "half_cheetah": ["policy.log_std_init=-1.34"],
     # the authors' layout, a whole episode per env and rollout. The recipe's 16 × 128 are slices of an episode in which
-    # all envs are in the same phase: nobody came beyond 50 in 1M steps, and with gamma 0.9999 PPO not beyond 59 (seed 1)
+    # all envs have one phase: nobody came beyond 50 in 1M steps, and PPO with gamma 0.9999 not beyond 59 (seed 1)
     "swimmer": ["num_envs=2", "algo.num_steps=1024"],
 }
 

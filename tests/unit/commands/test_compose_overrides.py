@@ -1,8 +1,9 @@
 import pytest
 
 from parl_cli.commands._flags import parse_flags
-from parl_cli.composition.compose import compose, parse_overrides, plain, prepare, quote_values, session
+from parl_cli.composition.compose import compose, gather_words, parse_overrides, plain, prepare, quote_values, session
 from parl_cli.composition.grid import expand
+from parl_cli.config import EnvConfig, parse
 from parl_cli.errors import ConfigError
 
 
@@ -33,13 +34,17 @@ def message(*overrides, name="train"):
         ("sede=1", "unknown key sede; did you mean seed?"),
         ("clip_range=0.1", "unknown key clip_range; did you mean algo.clip_range?"),
         ("algo.gama=1", "unknown key algo.gama; did you mean gamma?"),
-        ("seed.x=1", "unknown key seed.x; seed is a single value"),
+        ("seed.x=1", "unknown key seed.x; seed has no keys"),
         ("+seed=1", "+seed: the key is there already; leave out the +"),
         ("seed=1,2", "seed=1,2: several values need -m"),
         ("seed=choice(1,2)", "seed=choice(1,2): several values need -m"),
         ("cartpole", "cannot read 'cartpole': write key=value"),
         ("name=a[b", "cannot read 'name=a[b'"),
         ("algo=null", "algo=null: one is needed; choose from "),
+        ("logger=null", "logger=null: one is needed; choose from default, mlflow, none"),
+        ("vectorizer=[serial,thread]", "one is needed; for several jobs type -m vectorizer=serial,thread"),
+        ("env=ALE/Pong-v5", "env=ALE/Pong-v5: no such option; for a Gymnasium id type env=gym env.id=ALE/Pong-v5"),
+        ("env=FrozenLake-v1", "for a Gymnasium id type env=gym env.id=FrozenLake-v1"),
         ("total_steps=${nothing}", "total_steps: Interpolation key 'nothing' not found"),
         ("init_from=${oc.env:PARL_NO_SUCH}", "Environment variable 'PARL_NO_SUCH' not found"),
     ],
@@ -74,6 +79,25 @@ def test_env_kwargs_are_open_and_keep_their_floats():
     assert prepare(["env.kwargs.gravity=1e1"]) == ["++env.kwargs.gravity=1e1"]
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("env.kwargs={g: 9}", "env", {"g": 9}),
+        ("policies={1: {algo: {gamma: 0.9}}}", "policies", {1: {"algo": {"gamma": 0.9}}}),
+        ("logger.sinks={tensorboard: {}}", "logger", {"csv": {}, "tensorboard": {}}),
+    ],
+)
+def test_open_mappings_may_be_given_whole(override, key, value):
+    found = values(override)[key]
+    inner = override.partition("=")[0].partition(".")[2]
+    assert (found[inner] if inner else found) == value
+
+
+@pytest.mark.parametrize("name", ["2024_10", "1e5", "007"])
+def test_a_name_that_looks_like_a_number_is_text(name):
+    assert values(f"name={name}")["name"] == name
+
+
 def test_a_choice_can_be_taken_away_with_null():
     assert values("debug=null", "experiment=null") == values()
 
@@ -95,6 +119,12 @@ def test_what_needs_no_quotes_is_left_alone(text):
     assert quote_values([text], frozenset({"run"})) == [text]
 
 
+def test_words_beside_their_key_are_refused():
+    assert gather_words(["a", "confidence=0.9"], "runs") == ["confidence=0.9", "runs=['a']"]
+    with pytest.raises(ConfigError, match="runs=a: stands beside b; leave out runs="):
+        gather_words(["runs=a", "b"], "runs")
+
+
 def test_interpolated_folder_name_follows_the_choices():
     assert values("env=pendulum")["name"] == "ppo_pendulum"
 
@@ -107,7 +137,7 @@ def test_missing_values_are_left_out():
 def mine(elsewhere):
     """A user's own conf/ with an env, a recipe that chooses it, and tuned values for it."""
     for path, text in {
-        "env/mine.yaml": "name: mine\nid: CartPole-v1\n",
+        "env/mine.yaml": "id: CartPole-v1\n",
         "experiment/mine.yaml": "# @package _global_\ndefaults:\n  - override /env: mine\nnum_envs: 3\n",
         "tuned/ppo/mine.yaml": "# @package _global_\nnum_envs: 5\ntotal_steps: 50\nalgo:\n  gamma: 0.5\n",
         "algo/ppo.yaml": "name: ppo\n",
@@ -125,6 +155,16 @@ def test_experiment_wins_over_tuned_and_the_command_line_over_both(mine):
     assert composed["algo"]["gamma"] == 0.5  # tuned, for the env that the experiment chose
     assert composed["num_envs"] == 3
     assert composed["total_steps"] == 7
+
+
+def test_an_env_of_ones_own_needs_nothing_but_its_id(mine):
+    (mine / "algo" / "ppo.yaml").unlink()
+    changes = ("env.max_episode_steps=100", "env.wrappers=[flatten_obs]")
+    composed = values("env=mine", *changes, config_dir=str(mine))
+    assert parse(EnvConfig, composed["env"], "env") == EnvConfig(
+        name="mine", id="CartPole-v1", wrappers=["flatten_obs"], max_episode_steps=100
+    )
+    assert composed["name"] == "ppo_mine"
 
 
 def test_tuned_values_can_be_left_out(mine):

@@ -68,6 +68,32 @@ def test_nor_is_one_that_a_preset_of_the_users_own_folder_brought(kind, tmp_path
         raise UnknownKeyError("policy.normalize_obs", "choose from name, scale")
 
 
+@pytest.mark.parametrize(
+    ("text", "key", "hint", "words"),
+    [
+        (
+            "eval: {epsiodes: 5}",
+            "eval.epsiodes",
+            "did you mean episodes?",
+            "unknown key eval.epsiodes; did you mean",
+        ),
+        ("nmu_envs: 5", "nmu_envs", "did you mean num_envs?", "unknown key nmu_envs; did you mean num_envs?"),
+        (
+            "algo:\n  num_minibatchs: ${num_envs}",
+            "algo.num_minibatchs",
+            "did you mean num_minibatches?",
+            r"sets algo.num_minibatchs, which algo=ppo does not have \(did you mean num_minibatches\?\); choose",
+        ),
+    ],
+)
+def test_a_typo_in_ones_own_recipe_is_told_as_one(tmp_path, text, key, hint, words):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    config = composed("experiment=mine", config_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match=f"^experiment=mine:? {words}"), presets_named(config):
+        raise UnknownKeyError(key, hint)
+
+
 def test_any_other_unknown_key_stays_what_it_is():
     with pytest.raises(ConfigError, match=r"^unknown key policy.typed; "), presets_named(composed("env=pendulum")):
         parse_component("policy", {"name": "mlp", "typed": 1})

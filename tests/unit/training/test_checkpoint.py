@@ -231,6 +231,9 @@ def test_latest_is_the_run_that_wrote_a_checkpoint_last_sweeps_included(tmp_path
     assert checkpoint.latest_run(tmp_path) == new
     os.utime(old / "checkpoints", (1e9, 1e9))
     assert checkpoint.latest_run(tmp_path) == old
+    for depth in ("mine", "a/b/c/d"):  # hydra.run.dir=outputs/mine, name=a/b in a sweep
+        save(tmp_path / depth / "checkpoints/64")
+        assert checkpoint.latest_run(tmp_path) == tmp_path / depth
 
 
 def test_steps_are_ordered_as_numbers(tmp_path):
