@@ -42,7 +42,7 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `parl` with `argv` (default: the process's own arguments) and return the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.encoding.lower().startswith("utf"):
         sys.stdout.reconfigure(errors="replace")  # help has a `…`, which Latin-1 cannot say
     try:
         code = dispatch(list(sys.argv[1:] if argv is None else argv))

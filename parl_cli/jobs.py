@@ -49,7 +49,7 @@ def train_run(config: TrainConfig, run_dir: Path, argv: Sequence[str], preset: s
     Returns:
         Mean return of the last 100 training episodes; None if none has finished.
     """
-    with Experiment.start(config, run_dir, argv) as experiment, RunDir(run_dir).held():
+    with Experiment.start(config, run_dir, argv) as experiment:
         return _run(experiment, preset)
 
 
@@ -74,6 +74,12 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
         saved = checkpoint.load(run.checkpoints / str(command.step))
     elif checkpoint.numbered(run.checkpoints):
         saved = checkpoint.load(checkpoint.last(run.path))
+    elif run.metrics.is_file() and run.metrics.stat().st_size:
+        # whatever was killed before its first checkpoint has no rows
+        raise CheckpointError(
+            f"run={command.run}: has rows of metrics, but no checkpoint to go on from; bring one back to "
+            f"{run.checkpoints}, or begin a new run from weights that are left, with init_from=CHECKPOINT"
+        )
     values = _own_config(run, saved)
     budget = values.get("total_steps")
     values = changed(values, total_steps=command.total_steps, device=command.device)
@@ -89,7 +95,6 @@ def _resume(run: RunDir, command: ResumeCommand) -> float | None:
         )
     run.check_writable()
     if saved is None:  # killed before its first checkpoint: it begins again
-        run.metrics.unlink(missing_ok=True)
         run.set_config(to_plain(config))
         with Experiment.restart(config, run) as experiment:
             return _run(experiment)
@@ -268,7 +273,7 @@ def _run(experiment: Experiment, preset: str | None = None) -> float | None:
         reason = experiment.train_until(config.total_steps, progress.update)
     place = console.short_path(run.path)
     commands = {"evaluate": console.command_line(["parl", "eval", f"checkpoint={place}"], config.plugins)}
-    if experiment.stopped_by is not None:
+    if experiment.stopped_by is not None and reason != "budget":
         commands["go on"] = console.command_line(["parl", "resume", f"run={place}"], config.plugins)
     title = {"budget": "finished"}.get(reason, reason)
     console.print_result(progress.tracker.summary() | {"run folder": place}, title=title, commands=commands)

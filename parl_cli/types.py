@@ -154,7 +154,7 @@ class Policy(Protocol):
         ...
 
     def env_action(self, action: np.ndarray) -> np.ndarray:
-        """The action as the env takes it: clipped into a Box, shifted by a Discrete's start."""
+        """The action as the env takes it: squashed or clipped into a Box, shifted by a Discrete's start."""
         ...
 
     def update_normalizer(self, rollout: Rollout) -> None:

@@ -45,6 +45,8 @@ from parl_cli.types import EnvSpec, Metrics, Rollout
 
 MIN_ADAPTIVE_LR, MAX_ADAPTIVE_LR = 1e-5, 1e-2  # the bounds that RSL-RL (Rudin et al. 2022) uses
 
+MAX_LOG_RATIO = 40.0  # far beyond any clip range; the square of its exponential, in a norm, is finite in float32
+
 CRITIC = "value_"  # how the names of a policy's parameters begin that are the critic's alone
 
 ScheduleKind = Literal["constant", "linear", "cosine"]
@@ -248,7 +250,9 @@ class PPO:
         if mask is not None:  # a ratio that overflows would come back as NaN from the backward pass
             log_ratio = log_ratio.masked_fill(~mask, 0.0)
 
-        policy_losses, extra = self.policy_loss(log_ratio.exp(), batch["advantage"], distribution, batch, now)
+        # where the objective is flat its gradient is 0, but 0 · infinity is NaN
+        ratio = log_ratio.clamp(max=MAX_LOG_RATIO).exp()
+        policy_losses, extra = self.policy_loss(ratio, batch["advantage"], distribution, batch, now)
         value_losses = value_loss(value, batch["value"], batch["returns"], clip_range=config.value_clip_range)
         losses = torch.add(policy_losses, value_losses, alpha=config.value_coef)
         if now["entropy_coef"]:

@@ -39,6 +39,10 @@ def make_env(config: EnvConfig, render_mode: str | None = None) -> gym.Env[Any, 
         ConfigError: unknown id, wrong arguments, a missing dependency.
     """
     spec = find_spec(config)
+    if spec.entry_point is None:
+        raise ConfigError(
+            f"env.id={config.id}: is registered as a batch only; evaluations play one env, so it needs both"
+        )
     limit = config.max_episode_steps or spec.max_episode_steps
     inside = bool(spec.additional_wrappers)  # wrappers of the registration count their steps above the limit
     try:
@@ -165,7 +169,9 @@ def check_kwargs(config: EnvConfig, creator: Any) -> None:
 
 
 def _check_render_mode(config: EnvConfig, creator: Any, render_mode: str | None) -> None:
-    modes = list(getattr(creator, "metadata", {}).get("render_modes") or [])
+    if not hasattr(creator, "metadata"):  # a function: what it makes may be able to, and gym.make asks it
+        return
+    modes = list(creator.metadata.get("render_modes") or [])
     drawn_for_it = render_mode == "human" and "rgb_array" in modes  # Gymnasium opens a window for such envs
     if render_mode is not None and render_mode not in modes and not drawn_for_it:
         can = f"choose from {', '.join(modes)}" if modes else "it cannot be drawn; leave rendering and video off"

@@ -79,7 +79,7 @@ class FrameStack(EnvWrapper):
     class Config:
         """Options."""
 
-        num: int = option(4, "how many observations", ge=1)
+        num: int = option(4, "how many observations", ge=1, le=1000)
         axis: Literal["new", "last"] = option("new", "new: a first axis of size num; last: joined along the last axis")
 
     def __init__(self, env: gym.Env[Any, Any], config: Config) -> None:
@@ -261,6 +261,11 @@ class RewardScale(EnvWrapper):
         return obs, reward * self._config.scale + self._config.shift, terminated, truncated, info
 
 
+def _as_dtype(action: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The action in the env's own dtype; the nearest whole number where it takes those."""
+    return (np.rint(action) if dtype.kind in "iu" else action).astype(dtype, copy=False)
+
+
 class ActionRescale(EnvWrapper):
     """The agent acts in [low, high]; each dimension is mapped onto the env's own bounds. Box with finite bounds."""
 
@@ -287,7 +292,7 @@ class ActionRescale(EnvWrapper):
 
     def step(self, action: Any) -> Result:
         """Step with the mapped action; what lies outside [low, high] is clipped."""
-        mapped = ((action - self._from) * self._gain + self._low).astype(self._dtype)
+        mapped = _as_dtype((action - self._from) * self._gain + self._low, self._dtype)
         return self.env.step(np.minimum(np.maximum(mapped, self._low), self._high))
 
 
@@ -308,7 +313,8 @@ class ActionClip(EnvWrapper):
 
     def step(self, action: Any) -> Result:
         """Step with the clipped action."""
-        return self.env.step(np.minimum(np.maximum(action, self._low), self._high))
+        clipped = np.minimum(np.maximum(action, self._low), self._high)
+        return self.env.step(_as_dtype(clipped, self._low.dtype))
 
 
 class ActionRepeat(EnvWrapper):

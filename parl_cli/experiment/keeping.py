@@ -115,7 +115,6 @@ class RunKeeper:
             reason: why training ended.
             stopped_by: the signal that ended it.
         """
-        self.metrics.end()
         if self.run is None:
             return
         self.run.set_status(
@@ -182,16 +181,21 @@ class RunKeeper:
             if self.eval is not None and training["eval"] is not None and (own_folder or self.run is None):
                 self.eval.load_state_dict(training["eval"])
             self.pool.load_state_dict(training["pool"], replay=replay)
-            metrics = training["metrics"]
-            self.metrics.load_state_dict(metrics, cut=own_folder)  # last: it cuts metrics.jsonl
+            self.metrics.load_state_dict(training["metrics"])
+            if own_folder:
+                self.sinks.check(training["metrics"]["sinks"])
         # whatever wrong types and shapes lead to; damage ends here, before a step is trained on it
         except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"checkpoint={saved.path}: its training state does not fit ({type(error).__name__}: {error}); "
                 "take another checkpoint"
             ) from None
-        if own_folder and self.checkpoints is not None:
-            self.checkpoints.rewind(self.learner.env_steps)
+        if not own_folder:
+            return
+        # checkpoints first: killed in between, the last one that is left still fits a metrics.jsonl that is too long
+        if self.checkpoints is not None and not self.checkpoints.rewind(self.learner.env_steps) and self.eval:
+            self.eval.best = None  # a later one had taken its place; the next one is the best that there is
+        self.sinks.load_state_dict(training["metrics"]["sinks"])
 
 
 def make_sinks(config: TrainConfig, run: RunDir | None) -> SinkGroup:

@@ -214,7 +214,7 @@ def _new_folder(run_dir: PathLike | None) -> Path | None:
         return None
     folder = Path(run_dir).expanduser()
     check_empty(folder)
-    return folder
+    return folder.absolute()  # there also after os.chdir
 
 
 @contextmanager

@@ -51,12 +51,15 @@ class Runner:
         self.stopped_by: signal.Signals | None = None
         self._budget = 0  # env steps that were asked for
         self._eval_vectorizers: dict[tuple[int, int], Any] = {}  # by role and number of envs
-        self.sinks = make_sinks(config, run)
-        try:
+        self._hold = ExitStack()  # of the run folder
+        with ExitStack() as undo:
+            undo.callback(self._hold.close)
+            if run is not None:
+                self._hold.enter_context(run.held())
+            self.sinks = make_sinks(config, run)
+            undo.callback(self.sinks.close)
             self.pool = build.make_pool(config, self.policy, self.spec)
-        except BaseException:
-            self.sinks.close()
-            raise
+            undo.pop_all()
         self.keeper = RunKeeper(config, run, self.sinks, self.learner, self.pool, self._play)
         self.metrics, self.eval = self.keeper.metrics, self.keeper.eval
 
@@ -120,12 +123,16 @@ class Runner:
             `stopped_by`.
         """
         keeper = self.keeper
-        with keeper.failures_recorded(), StopSignal() as stop:
-            keeper.begin(display)
-            hooks = [*keeper.hooks, *self.hooks, stop]
-            reason, self.stopped_by = train(self.learner, self.pool, hooks, total_steps)
-            keeper.end()
+        try:
+            with keeper.failures_recorded(), StopSignal() as stop:
+                keeper.begin(display)
+                hooks = [*keeper.hooks, *self.hooks, stop]
+                reason, self.stopped_by = train(self.learner, self.pool, hooks, total_steps)
+                keeper.end()
+        finally:
+            self.metrics.end()
         keeper.complete(reason, self.stopped_by)
+        self.stopped_by = self.stopped_by or stop.received  # also one that came while the last checkpoint was written
         return reason
 
     def evaluate(self, episodes: int | None = None) -> dict[str, Any]:
@@ -217,6 +224,7 @@ class Runner:
     def close(self) -> None:
         """End envs, workers and sinks: all, whatever one of them raises. May be called again."""
         with ExitStack() as stack:  # from the last one up
+            stack.callback(self._hold.close)
             stack.callback(self.sinks.close)
             while self._eval_vectorizers:
                 stack.callback(self._eval_vectorizers.popitem()[1].close)

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ class Gaussian(Distribution):
 
     def sample(self, noise: Tensor) -> Tensor:
         """Mean + std · Φ⁻¹(noise), differentiable in the parameters; at most 5.3 standard deviations out."""
-        return self._shaped(self._base_sample(noise))
+        return self._shaped(self.mean + self.std * standard_normal(noise))
 
     def mode(self) -> Tensor:
         """The mean."""
@@ -199,7 +199,8 @@ class Gaussian(Distribution):
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Joint log-density of `action` [*lead, *event_shape]."""
-        return self._base_log_prob(action.reshape(self.mean.shape)).sum(-1)
+        distance = (action.reshape(self.mean.shape) - self.mean) / self.std
+        return (-0.5 * distance.square() - self.log_std - _LOG_SQRT_2PI).sum(-1)
 
     def entropy(self) -> Tensor:
         """Σ log std + D (½ + ½ log 2π)."""
@@ -211,21 +212,18 @@ class Gaussian(Distribution):
         distance = (self.mean - other.mean) / other.std
         return (0.5 * (torch.expm1(2.0 * log_ratio) + distance.square()) - log_ratio).sum(-1)
 
-    def _base_sample(self, noise: Tensor) -> Tensor:
-        return self.mean + self.std * standard_normal(noise)
-
-    def _base_log_prob(self, x: Tensor) -> Tensor:
-        return -0.5 * ((x - self.mean) / self.std).square() - self.log_std - _LOG_SQRT_2PI
-
     def _shaped(self, flat: Tensor) -> Tensor:
         return flat.reshape(flat.shape[:-1] + self.event_shape)
 
 
 class SquashedGaussian(Gaussian):
-    """A `Gaussian` u pushed through tanh and stretched to the bounds: a = middle + half · tanh(u), per dimension.
+    """A `Gaussian` u whose tanh, stretched to the bounds, is the env's action: a = middle + half · tanh(u) (`squash`).
 
-    Haarnoja et al. 2018 (arXiv:1801.01290), appendix C, whose density is that of tanh(u); here it is that of the action
-    itself, so log half is in it and entropies are in the env's units. Parameters and noise as in `Gaussian`.
+    Haarnoja et al. 2018 (arXiv:1801.01290), appendix C, whose density is that of tanh(u); here it is that of a, so log
+    half is in it and entropies are in the env's units. Parameters and noise as in `Gaussian`.
+
+    What is sampled, kept and asked about is u: near the bounds a rounds to them, and u cannot be had back from it. A
+    policy that has come there would see ratios of any size.
 
     Args:
         params: of u, [*lead, 2 D].
@@ -242,22 +240,12 @@ class SquashedGaussian(Gaussian):
     ) -> None:
         super().__init__(params, event_shape)
         self.bounds = low, high
-        self._affine = _make_affine(low, high, params.dtype, params.device)
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """The base sample, squashed; differentiable in the parameters, always within the bounds."""
-        return self._shaped(self._squash(self._base_sample(noise)))
-
-    def mode(self) -> Tensor:
-        """The squashed mean, the median of every entry; the density's own peak may sit at a bound."""
-        return self._shaped(self._squash(self.mean))
+        self._log_volume = _log_volume(low, high)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Joint log-density of `action`; finite at the bounds, where it is that of the last number before them."""
-        unit = (action.reshape(self.mean.shape) - self._affine.middle) / self._affine.half
-        limit = 1.0 - torch.finfo(unit.dtype).eps
-        u = torch.atanh(unit.clamp(-limit, limit))
-        return (self._base_log_prob(u) - _log_tanh_slope(u)).sum(-1) - self._affine.log_volume
+        """Joint log-density of the env's action that u [*lead, *event_shape] leads to."""
+        u = action.reshape(self.mean.shape)
+        return super().log_prob(action) - _log_tanh_slope(u).sum(-1) - self._log_volume
 
     def entropy(self) -> Tensor:
         """H(u) + E[log |da/du|], the expectation by Gauss–Hermite quadrature.
@@ -268,7 +256,7 @@ class SquashedGaussian(Gaussian):
         """
         nodes, weights = _quadrature(self.mean.dtype, self.mean.device)
         u = self.mean.unsqueeze(-1) + self.std.unsqueeze(-1) * nodes
-        return super().entropy() + (_log_tanh_slope(u) @ weights).sum(-1) + self._affine.log_volume
+        return super().entropy() + (_log_tanh_slope(u) @ weights).sum(-1) + self._log_volume
 
     def kl(self, other: Self) -> Tensor:
         """KL of the base Gaussians: a one-to-one map that both share changes nothing."""
@@ -276,10 +264,12 @@ class SquashedGaussian(Gaussian):
             raise ValueError(f"bounds {self.bounds} and {other.bounds}: KL needs the same on both sides")
         return super().kl(other)
 
-    def _squash(self, u: Tensor) -> Tensor:
-        affine = self._affine
-        # clamp: middle + half may round to one ulp outside the Box
-        return (affine.middle + affine.half * u.tanh()).clamp(affine.low, affine.high)
+
+def squash(u: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """The env's action [*lead, *space.shape] that a `SquashedGaussian`'s u leads to: always within the bounds."""
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    action = 0.5 * low + 0.5 * high + (0.5 * high - 0.5 * low) * np.tanh(u, dtype=np.float64)
+    return np.clip(action, low, high).astype(space.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -378,25 +368,14 @@ def _log_tanh_slope(u: Tensor) -> Tensor:
     return 2.0 * (math.log(2.0) - u - F.softplus(-2.0 * u))
 
 
-class _Affine(NamedTuple):
-    low: Tensor
-    high: Tensor
-    middle: Tensor
-    half: Tensor
-    log_volume: Tensor  # Σ log half, a scalar
+@lru_cache(maxsize=64)
+def _log_volume(low: tuple[float, ...], high: tuple[float, ...]) -> float:
+    """Σ log half."""
+    return sum(math.log(0.5 * b - 0.5 * a) for a, b in zip(low, high, strict=True))
 
 
 # Constants, made once per device. Outside inference mode: an actor that comes first would otherwise leave tensors in
 # the cache that autograd refuses to save for the learner's backward pass.
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _make_affine(low: tuple[float, ...], high: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> _Affine:
-    lows, highs = torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
-    half = 0.5 * highs - 0.5 * lows
-    parts = (lows, highs, 0.5 * highs + 0.5 * lows, half, half.log().sum())
-    return _Affine(*(part.to(device, dtype) for part in parts))
 
 
 @lru_cache(maxsize=64)

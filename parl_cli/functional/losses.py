@@ -146,7 +146,8 @@ def explained_variance(value: Tensor, returns: Tensor, mask: Tensor | None) -> T
 def kl_penalty_coef(coef: float, kl: float, target: float) -> float:
     """The next KL-penalty coefficient beta of PPO's eq. 8, by the rule below it.
 
-    Doubled when the update's KL was above 1.5 · target, halved when it was below target / 1.5.
+    Doubled when the update's KL was above 1.5 · target, halved when it was below target / 1.5; kept between 1e-6 and
+    1e6, so that it comes back from a long time on one side.
 
     Args:
         coef: beta, greater than 0.
@@ -154,8 +155,8 @@ def kl_penalty_coef(coef: float, kl: float, target: float) -> float:
         target: d_targ, greater than 0.
     """
     if kl > 1.5 * target:
-        return coef * 2.0
-    return coef / 2.0 if kl < target / 1.5 else coef
+        return max(coef, min(coef * 2.0, 1e6))
+    return min(coef, max(coef / 2.0, 1e-6)) if kl < target / 1.5 else coef
 
 
 def kl_adaptive_lr(lr: float, kl: float, target: float, *, factor: float = 1.5, min_lr: float, max_lr: float) -> float:

@@ -8,6 +8,7 @@ and `truncate` removes it on resume.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
 
-from parl_cli.errors import CheckpointError, ParlError
+from parl_cli.errors import CheckpointError, ParlError, WriteError
 from parl_cli.types import Metrics
 
 _EXACT_INT = 2**53  # above it a float no longer holds every whole number
@@ -39,11 +40,13 @@ class JsonlSink:
         """Append one row and hand it to the operating system."""
         if self._file is None:
             raise ParlError(f"cannot write {self.path}: it is closed")
-        line = encode_row(row)
+        line, begun = encode_row(row), self._file.tell()
         try:
             while line:  # an almost full disk takes part of a line
                 line = line[self._file.write(line) :]
         except OSError as error:
+            with contextlib.suppress(OSError):  # the next row, if there is room again, begins a line of its own
+                self._file.truncate(begun)
             raise self._failed(error) from error
 
     def flush(self) -> None:
@@ -62,16 +65,15 @@ class JsonlSink:
             raise self._failed(error) from error
         return self._file.tell()
 
-    def truncate(self, offset: object) -> None:
-        """Cut the file back to an `offset` from a checkpoint, and go on from there.
+    def check(self, offset: object) -> None:
+        """Refuse an `offset` from a checkpoint that is no line's end in this file.
 
         Raises:
-            CheckpointError: the offset is no line's end in this file.
+            CheckpointError: with the way out.
         """
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise CheckpointError(f"metrics offset {offset!r} in the checkpoint: must be a whole number, at least 0")
-        self.close()
-        with self.path.open("r+b") as file:
+        with self.path.open("rb") as file:
             length = file.seek(0, os.SEEK_END)
             if offset > length:
                 raise CheckpointError(
@@ -85,7 +87,17 @@ class JsonlSink:
                         f"{self.path} has no line end at byte {offset}, where the checkpoint was written; "
                         "bring the unedited file back, or start a new run with init_from=CHECKPOINT"
                     )
-            file.truncate(offset)
+
+    def truncate(self, offset: object) -> None:
+        """Cut the file back to an `offset` from a checkpoint, and go on from there.
+
+        Raises:
+            CheckpointError: as `check`.
+        """
+        self.check(offset)
+        assert isinstance(offset, int)
+        self.close()
+        os.truncate(self.path, offset)
         self._file = self._open()
 
     def close(self) -> None:
@@ -103,10 +115,8 @@ class JsonlSink:
         file.seek(0, os.SEEK_END)  # some systems report 0 from tell() until the first append
         return file
 
-    def _failed(self, error: OSError) -> ParlError:
-        return ParlError(
-            f"cannot write {self.path}: {error.strerror or error}; free the disk or choose hydra.run.dir=…"
-        )
+    def _failed(self, error: OSError) -> WriteError:
+        return WriteError(self.path, error)
 
 
 def encode_row(row: Metrics) -> bytes:

@@ -103,6 +103,9 @@ class NoFile:
         """Always 0."""
         return 0
 
+    def check(self, offset: object) -> None:
+        """There is nothing to cut."""
+
     def truncate(self, offset: object) -> None:
         """There is nothing to cut."""
 
@@ -145,7 +148,15 @@ class SinkGroup:
         self._each("flush")
         return {"offset": self.truth.offset()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse what `load_state_dict` would; nothing is cut yet.
+
+        Raises:
+            CheckpointError: metrics.jsonl does not reach as far as the checkpoint says.
+        """
+        self.truth.check(state.get("offset"))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the truth back to a checkpoint, and let the copies follow. Before the first `write`.
 
         Raises:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from parl_cli.config import option
 from parl_cli.errors import ConfigError
-from parl_cli.functional.distributions import make_distribution, standard_normal
+from parl_cli.functional.distributions import make_distribution, squash, standard_normal
 from parl_cli.policies.encoders import ACTIVATIONS, VectorEncoder, mlp, orthogonal
 from parl_cli.policies.fused import FUSED_ACTIVATIONS, FlatParameters, FusedActorCritic
 from parl_cli.policies.normalizer import RunningNormalizer
@@ -90,6 +90,10 @@ class ActorCritic(nn.Module):
         free_std = self.num_means > 0 and not config.state_dependent_std
         num_outputs = self.distribution.num_params - (self.num_means if free_std else 0)
         width = config.hidden_sizes[-1] if config.hidden_sizes else self.encoder.size
+        if config.state_dependent_std and not self.num_means:
+            raise ConfigError(
+                f"policy.state_dependent_std=true: needs Box actions, not {spec.action_space}; set it to false"
+            )
         if config.gsde:
             _check_gsde(spec, config)
             self.noise_dim = width * self.num_means
@@ -104,7 +108,7 @@ class ActorCritic(nn.Module):
         self.value_head = orthogonal(nn.Linear(width, 1), config.value_gain)
         std_shape = (width, self.num_means) if config.gsde else (self.num_means,)
         self.log_std = nn.Parameter(torch.full(std_shape, config.log_std_init)) if free_std else None
-        if self.num_means and config.state_dependent_std:
+        if config.state_dependent_std:
             nn.init.constant_(self.policy_head.bias[-self.num_means :], config.log_std_init)
 
     @cached_property
@@ -216,8 +220,10 @@ class ActorCritic(nn.Module):
         return now, following
 
     def env_action(self, action: np.ndarray) -> np.ndarray:
-        """The action as the env takes it: clipped into a Box, shifted by a Discrete's start."""
+        """The action as the env takes it: squashed or clipped into a Box, shifted by a Discrete's start."""
         space = self.action_space
+        if isinstance(space, spaces.Box) and self.config.squash:
+            return squash(action, space)
         if isinstance(space, spaces.Box):
             return np.clip(action, space.low, space.high).astype(space.dtype, copy=False)
         if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):

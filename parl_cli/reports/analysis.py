@@ -183,8 +183,8 @@ def _score(run: Run, command: ReportCommand) -> float:
 
 
 def _eval_return(run: Run) -> float | None:
-    """The mean return in the newest eval.json of the run."""
-    files = sorted(run.path.glob("eval/*/eval.json"), key=lambda file: file.stat().st_mtime)
+    """The mean return in the newest eval.json of the run; folders are named by their time, which copies keep."""
+    files = sorted(run.path.glob("eval/*/eval.json"))
     for file in reversed(files):
         try:
             value = json.loads(file.read_text())["mean_return"]

@@ -59,7 +59,7 @@ def write(report: Report, made_by: str) -> Path:
         for name, content in contents.items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        where = error.filename or output
+        where = error.filename or output or "outputs/report"  # a full disk names no file
         raise ConfigError(f"cannot write to {where} ({error.strerror}); name another folder with output=…") from None
     return folder
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from parl_cli.metrics import gauges
 from parl_cli.reports.analysis import AXES, PARTS, Overall, Pairs, Report, Result, TaskResult
-from parl_cli.reports.load import plain_text, shown
+from parl_cli.reports.load import plain_text, printable, shown
 from parl_cli.reports.statistics import STATISTICS, Estimate
 
 _LABELS = {"iqm": "IQM", "median": "median", "mean": "mean"}
@@ -82,7 +81,7 @@ def method_words(report: Report) -> str:
     """How the numbers were made, in words."""
     command = report.command
     return (
-        f"Score: {score_words(report)}. Brackets: {command.confidence:.0%} percentile intervals of the stratified "
+        f"Score: {score_words(report)}. Brackets: {100 * command.confidence:g}% percentile intervals of the stratified "
         f"bootstrap over runs ({command.resamples:,} resamples). IQM: the interquartile mean, without the lowest and "
         "the highest quarter of the runs. Probability of improvement: that a run of the row scores higher than a run "
         f"of the column. Curves: {_LABELS[command.statistic]} over runs with pointwise intervals, interpolated "
@@ -213,7 +212,7 @@ def _score_rows(report: Report) -> Iterable[dict[str, Any]]:
                 yield {
                     "task": task.name, "group": result.name, "seed": run.config.get("seed"), "score": float(score),
                     "env_steps": run.rows[-1].get("env_steps"), "time_s": run.rows[-1].get("time_s"),
-                    "run": str(Path(run.path)),
+                    "run": printable(str(run.path)),
                 }  # fmt: skip
 
 

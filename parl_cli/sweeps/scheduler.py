@@ -226,7 +226,9 @@ class Scheduler:
         elif running.behind:  # however it ended: nobody wants it to go on
             job.state, job.reason = State.PRUNED, running.behind
         elif stopping or (status == "interrupted" and not cut_off):
-            job.state, job.reason = State.INTERRUPTED, ""
+            has_saved = status in ("interrupted", "finished")
+            job.reason = "" if has_saved else f"{job.reason}; it goes on from its last checkpoint"
+            job.state = State.INTERRUPTED
         elif status == "interrupted" and self._has_come_further(job):
             job.state, job.reason = State.WAITING, cut_off
             self._waiting.append(job)

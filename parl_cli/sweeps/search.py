@@ -12,7 +12,9 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from parl_cli.errors import ConfigError, ParlError
+from parl_cli import plugins
+from parl_cli.errors import ConfigError, ParlError, suggest
+from parl_cli.metrics.catalog import CATALOG, lookup
 from parl_cli.sweeps.ledger import Job, Ledger, State
 from parl_cli.sweeps.objectives import reports, values_of
 from parl_cli.sweeps.options import SearchConfig
@@ -145,7 +147,7 @@ class Search(Plan):
     def _make_study(self) -> optuna.Study:
         """A study that knows the ledger's trials."""
         from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
         file = self.ledger.path / STUDY
         for stale in (file, file.with_name(f"{STUDY}.lock")):
@@ -154,7 +156,8 @@ class Search(Plan):
             self._rate(job)  # it may have ended while nobody looked
         trials = [self._frozen(job) for job in self.ledger.jobs]
         study = self.optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(file))),
+            # a lock that is a file: the default is a link, and a kill may leave it in a folder that refuses links
+            storage=JournalStorage(JournalFileBackend(str(file), lock_obj=JournalFileOpenLock(str(file)))),
             study_name=self.ledger.path.name,
             directions=[objective.direction for objective in self.options.objectives],
             sampler=self._sampler([trial for trial in trials if trial.state.name == "COMPLETE"]),
@@ -216,6 +219,10 @@ def check_space(options: SearchConfig, config: Mapping[str, Any]) -> dict[str, D
                 f"sweep.objectives: {objective.metric} is measured by evaluations, and there are none; "
                 "add eval.every_steps=10000"
             )
+        may_log_others = config["plugins"] or plugins.installed()
+        if not may_log_others and lookup(objective.metric) is None:
+            hint = suggest(objective.metric, [metric.name for metric in CATALOG])
+            raise ConfigError(f"sweep.objectives: no metric is called {objective.metric}; {hint}")
     space = parse_space(options.space, config)
     for key, dimension in space.items():
         for value in dimension.corners():

@@ -252,7 +252,7 @@ def last(run: Path, key: str = "checkpoint") -> Path:
 
 def numbered(folder: Path) -> list[Path]:
     """The checkpoints of a folder by ascending step; temporary leftovers do not count."""
-    found = [p for p in folder.glob("*") if p.name.isdigit() and p.is_dir()]
+    found = [p for p in folder.glob("*") if p.name.isascii() and p.name.isdigit() and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name))
 
 

@@ -24,13 +24,13 @@ def select_device(name: str, *, prefers_accelerator: bool, key: str = "device") 
         if prefers_accelerator and torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if prefers_accelerator and torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"cpu|mps|cuda(:(0|[1-9][0-9]{0,5}))?", name):
         raise ConfigError(f"{key}={name}: must be auto, cpu, cuda, cuda:N or mps")
-    device = torch.device(name)
-    if device.type == "cuda":
+    if name.startswith("cuda"):  # before torch reads it, whose numbers have 8 bits: cuda:256 would be cuda:0
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        if int(name.partition(":")[2] or 0) >= count:
             raise ConfigError(f"{key}={name}: this machine has {count} CUDA devices; use {key}=auto or {key}=cpu")
+    device = torch.device(name)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"{key}=mps: this machine has no Metal device; use {key}=auto or {key}=cpu")
     return device

@@ -108,12 +108,10 @@ class MetricsHook:
         """The episode window, the clock and the length of metrics.jsonl."""
         return {"window": self.window.state_dict(), "time_s": self.time_s, "sinks": self.sinks.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any], *, cut: bool = True) -> None:
-        """The inverse of `state_dict`; `cut` the sinks back to it, if they are those that it was saved of."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`, but for the sinks: their rows are cut apart from this, and in this run only."""
         self.window.load_state_dict(state["window"])
         self._earlier_s = float(state["time_s"])
-        if cut:
-            self.sinks.load_state_dict(state["sinks"])
 
 
 class EvalHook:
@@ -222,10 +220,13 @@ class CheckpointHook:
             checkpoint.remove(old)
         return path
 
-    def rewind(self, env_steps: int) -> None:
+    def rewind(self, env_steps: int) -> bool:
         """Drop what killed saves left, and the checkpoints after `env_steps`: training comes by there again.
 
         Also the best one, if it is of then: no row of metrics.jsonl tells of it any more.
+
+        Returns:
+            Whether there is a best one.
         """
         checkpoint.tidy(self.folder)
         for path in checkpoint.numbered(self.folder):
@@ -235,6 +236,7 @@ class CheckpointHook:
         with suppress(CheckpointError):  # none, or one that is damaged: that is its reader's to hear
             if checkpoint.load(best).env_steps > env_steps:
                 checkpoint.remove(best)
+        return best.exists()
 
     def write_best(self, learner: Learner) -> None:
         """Write the checkpoint called best."""

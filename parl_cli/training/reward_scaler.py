@@ -69,8 +69,11 @@ class RewardScaler:
         accumulated, own = state["accumulated"], self._accumulated
         if accumulated.shape != own.shape or accumulated.dtype != own.dtype:
             raise ValueError(f"returns of shape {list(accumulated.shape)}; this run has {list(own.shape)}")
+        count, mean, spread = (float(state[k]) for k in ("count", "mean", "spread"))
+        if not (math.isfinite(count + mean + spread) and count >= 0 and spread >= 0):
+            raise ValueError(f"statistics of returns that cannot be: count {count}, mean {mean}, spread {spread}")
         self._accumulated = accumulated.clone()
-        self._count, self._mean, self._spread = (float(state[k]) for k in ("count", "mean", "spread"))
+        self._count, self._mean, self._spread = count, mean, spread
 
     def _merge(self, returns: Tensor) -> None:
         rows = float(returns.numel())

@@ -49,6 +49,7 @@ class RunDir:
         self.learning_curve = path / "learning_curve.png"
         self._found: frozenset[str] | None = None  # what was in the folder before `create`
         self._made: list[Path] = []  # the folder and those around it, from inside out, that the run made
+        self._is_held = False
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any], argv: Sequence[str]) -> RunDir:
@@ -117,25 +118,28 @@ class RunDir:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other processes from training in this folder, until the block or this process ends.
+        """Keep others from training in this folder, until the block or this process ends; blocks may be nested.
 
         Where the system or the file system has no such locks (Windows, some network disks), nothing is kept.
 
         Raises:
-            ConfigError: another process holds it.
+            ConfigError: another process holds it, or another experiment of this one.
         """
         with contextlib.ExitStack() as stack:
-            if fcntl is not None:
+            if fcntl is not None and not self._is_held:
                 handle = os.open(self.path, os.O_RDONLY)
                 stack.callback(os.close, handle)
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise ConfigError(
-                        f"run={self.path}: another process is training it; wait for it, or stop it with Ctrl-C"
+                        f"run={self.path}: another process is training it; wait for it, or stop it with Ctrl-C (in "
+                        "Python, close the experiment)"
                     ) from None
                 except OSError as error:
                     log.debug("%s cannot be locked: %s", self.path, error)
+                self._is_held = True
+                stack.callback(setattr, self, "_is_held", False)
             yield
 
     def check_writable(self) -> None:

@@ -236,6 +236,30 @@ def test_an_actor_whose_env_raises_is_replaced(kind, tmp_path, caplog):
     assert sum(rollout.dropped_steps for rollout in rollouts) in range(1, 4 * 7 * 2)
 
 
+@every_pool
+@however_they_start
+def test_an_episode_that_cannot_begin_is_not_tried_again(kind, caplog):
+    """One bad seed costs one restart: the actor that comes next begins behind it."""
+    with pool_of(kind, recipe={"make_env": stumbling}, max_policy_lag=0, max_restarts=2) as pool:
+        learn(pool, POLICY, 12)
+        assert pool.restarts == 1
+    assert "env 3 failed in reset" in caplog.text
+
+
+class Stumbling(CountingEnv):
+    """It cannot begin its episode number 2."""
+
+    def reset(self, *, seed=None, options=None):
+        result = super().reset(seed=seed, options=options)
+        if self.episode == 2:
+            raise RuntimeError("this one is too hard")
+        return result
+
+
+def stumbling(env_id):
+    return Stumbling() if env_id == 3 else CountingEnv()
+
+
 def no_episode_twice(rollouts):
     """No (env, episode) begins a second time, also behind a restart."""
     begun = [(int(obs[0]), int(obs[1])) for rollout in rollouts for obs in rollout.obs[rollout.is_first]]

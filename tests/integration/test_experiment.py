@@ -14,7 +14,9 @@ import torch
 
 from parl_cli import Experiment, build
 from parl_cli.cli import main
+from parl_cli.config import ResumeCommand
 from parl_cli.errors import CheckpointError, ConfigError, EnvError, ParlError, WorkerError
+from parl_cli.jobs import resume_run
 from parl_cli.metrics.jsonl import read_jsonl
 from parl_cli.training import checkpoint
 from parl_cli.training.loop import StopTraining
@@ -358,6 +360,48 @@ def test_the_clock_stands_still_between_calls_of_train(workplace):
     assert len(times) == 4
 
 
+def test_ctrl_c_while_the_last_checkpoint_is_written_is_told(workplace, monkeypatch):
+    with compose(run_dir="run") as experiment:
+        save = experiment.keeper.checkpoints.save
+
+        def interrupted(path):
+            if experiment.env_steps:
+                signal.raise_signal(signal.SIGINT)
+            save(path)
+
+        monkeypatch.setattr(experiment.keeper.checkpoints, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            experiment.train(2 * ROLLOUT)
+    assert RunDir(workplace / "run").info()["status"] == "finished"
+
+
+def test_the_clock_stands_still_after_a_hook_that_raised(workplace):
+    with Experiment.compose(TINY, run_dir="run", hooks=[Broken()]) as experiment:
+        with pytest.raises(RuntimeError, match="the hook broke"):
+            experiment.train(ROLLOUT)
+        stopped = experiment.metrics.time_s
+        assert experiment.metrics.time_s == stopped
+
+
+def test_a_run_is_nobody_elses_while_its_experiment_is_open(workplace):
+    with compose(run_dir="run") as experiment:
+        experiment.train(ROLLOUT)
+        with pytest.raises(ConfigError, match="another process is training it"):
+            resume_run(ResumeCommand(run="run"))
+    resume_run(ResumeCommand(run="run"))
+    assert RunDir(workplace / "run").info()["status"] == "finished"
+
+
+def test_a_run_folder_stays_where_it_is_when_the_working_directory_changes(workplace, monkeypatch):
+    (workplace / "elsewhere").mkdir()
+    with compose(run_dir="run") as experiment:
+        experiment.train(ROLLOUT)
+        monkeypatch.chdir("elsewhere")
+        experiment.train(ROLLOUT)
+    assert checkpoint.last(workplace / "run").name == str(2 * ROLLOUT)
+    assert not any((workplace / "elsewhere").iterdir())
+
+
 def test_beyond_the_budget_rows_and_evaluations_keep_their_interval(workplace):
     words = [f"total_steps={2 * ROLLOUT}", f"eval.every_steps={4 * ROLLOUT}", "eval.episodes=1"]
     with compose(*words, run_dir="run") as experiment:
@@ -473,7 +517,7 @@ def test_only_what_cannot_be_written_into_the_run_folder_is_called_so(workplace,
         assert RunDir(workplace / "one").info()["error"].startswith("FileNotFoundError: ")
     with compose(run_dir="two") as experiment:
         monkeypatch.setattr(checkpoint, "_write_synced", full_disk)
-        with pytest.raises(ParlError, match=r"512: cannot be written \(No space left .* then parl resume run=two$"):
+        with pytest.raises(ParlError, match=r"512: cannot be written \(No space left .* then parl resume run=\S+/two$"):
             experiment.train()
         assert "No space left" in RunDir(workplace / "two").info()["error"]
     with pytest.raises(ConfigError, match=r"cannot write to .*No space left.* run_dir="):

@@ -13,7 +13,7 @@ import pytest
 from parl_cli import registry
 from parl_cli.cli import main
 from parl_cli.config import CheckpointConfig, DebugConfig, EnvConfig, ResumeCommand
-from parl_cli.errors import ConfigError, EnvError
+from parl_cli.errors import CheckpointError, ConfigError, EnvError
 from parl_cli.jobs import resume_run, train_run
 from parl_cli.reports import load
 from parl_cli.training import checkpoint
@@ -194,6 +194,7 @@ def test_a_new_budget_counts_before_there_is_a_checkpoint(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     train(normalising_config(PENDULUM, 2), tmp_path / "run")
     checkpoint.remove(checkpoint.last(tmp_path / "run"))
+    (tmp_path / "run/metrics.jsonl").write_bytes(b"")
     resume_run(ResumeCommand(run="run", total_steps=3 * ROLLOUT))
     assert steady_rows(tmp_path / "run")[-1]["env_steps"] == 3 * ROLLOUT == budget(tmp_path / "run")
 
@@ -298,8 +299,19 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     train_run(config, tmp_path / "whole", [])
     train(config, tmp_path / "run", stop_at=2)
     checkpoint.remove(checkpoint.last(tmp_path / "run"))
+    (tmp_path / "run/metrics.jsonl").write_bytes(b"")
     resume_run(ResumeCommand(run="run"))
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_run_that_lost_its_checkpoints_keeps_its_metrics(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train(normalising_config(CARTPOLE, 4), tmp_path / "run", stop_at=2)
+    checkpoint.last(tmp_path / "run").rename(tmp_path / "run/checkpoints/best")
+    before = tree(tmp_path)
+    with pytest.raises(CheckpointError, match=r"run=run: has rows of metrics, but no checkpoint to go on from; bring"):
+        resume_run(ResumeCommand(run="run", total_steps=100_000))
+    assert tree(tmp_path) == before
 
 
 # ---- the real command line ----

@@ -9,6 +9,10 @@ import torch
 
 from parl_cli.algos import ppo
 from parl_cli.algos.ppo import MAX_ADAPTIVE_LR, MIN_ADAPTIVE_LR, PPO, PPOConfig
+from parl_cli.algos.ppo_rb import PPORB
+from parl_cli.algos.tr_ppo import TRPPO
+from parl_cli.algos.tr_ppo_rb import TRPPORB
+from parl_cli.algos.truly_ppo import TrulyPPO
 from parl_cli.errors import ConfigError
 from parl_cli.functional.advantages import gae
 from parl_cli.policies.actor_critic import ActorCritic
@@ -51,6 +55,16 @@ def test_the_first_minibatch_of_the_first_epoch_sees_the_policy_that_acted():
         metrics = algo.update(rollout)
         assert metrics["policy/approx_kl"] == pytest.approx(0.0, abs=1e-6)
         assert metrics["policy/clip_fraction"] == 0.0
+
+
+@pytest.mark.parametrize("cls", [PPO, PPORB, TRPPO, TRPPORB, TrulyPPO])
+def test_a_ratio_beyond_all_numbers_leaves_the_weights_finite(cls):
+    algo, rollout = make("box")
+    algo = cls(algo.policy, cls.Config(num_steps=8, num_minibatches=1, num_epochs=1))
+    rollout.extras["log_prob"][0, 0] = -200.0
+    metrics = algo.update(rollout)
+    assert math.isfinite(metrics["loss/policy"])
+    assert weights(algo).isfinite().all()
 
 
 class OwnFeatures(ActorCritic):

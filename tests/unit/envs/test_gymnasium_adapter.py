@@ -137,6 +137,34 @@ def test_render_mode_reaches_the_constructor():
     assert make_env(EnvConfig(id="CartPole-v1"), "rgb_array").render_mode == "rgb_array"
 
 
+def made_by_a_function(render_mode=None):
+    return gym.make("CartPole-v1", render_mode=render_mode).unwrapped
+
+
+@pytest.fixture
+def registered():
+    """Registers an env for one test."""
+    ids = []
+
+    def register(env_id, **options):
+        gym.register(env_id, **options)
+        ids.append(env_id)
+
+    yield register
+    for env_id in ids:
+        del gym.registry[env_id]
+
+
+def test_an_env_that_a_function_makes_can_be_drawn(registered):
+    registered("Made-v0", entry_point=made_by_a_function)
+    assert make_env(EnvConfig(id="Made-v0"), "rgb_array").render_mode == "rgb_array"
+
+
+def test_an_id_of_a_batch_only_is_refused(registered):
+    registered("Batch-v0", entry_point=None, vector_entry_point=gym.vector.SyncVectorEnv)
+    assert error_of(id="Batch-v0").startswith("env.id=Batch-v0: is registered as a batch only")
+
+
 def test_wrappers_are_put_around_in_order_first_one_innermost():
     config = EnvConfig(id="CartPole-v1", wrappers=["action_repeat", {"frame_stack": {"num": 2}}, {"flatten_obs": None}])
     env = make_env(config)

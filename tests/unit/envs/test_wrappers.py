@@ -281,6 +281,22 @@ def test_action_clip_takes_any_action_and_clips_it():
     assert env.action_space.contains(np.array([-7, 99], np.float32))
 
 
+@pytest.mark.parametrize(("action", "taken"), [(-1.0, 0), (-0.6, 0), (-0.4, 1), (0.4, 1), (0.6, 2), (1.0, 2)])
+def test_action_rescale_gives_the_nearest_whole_number(action, taken):
+    env = wrap(vector_env(action_space=spaces.Box(0, 2, (1,), np.int32)), "action_rescale")
+    rollout(env, [np.array([action], np.float32)])
+    assert env.unwrapped.action.dtype == np.int32
+    assert env.unwrapped.action.tolist() == [taken]
+
+
+@pytest.mark.parametrize(("action", "taken"), [(-7.0, 0), (0.7, 1), (1.2, 1), (9.0, 2)])
+def test_action_clip_gives_the_nearest_whole_number(action, taken):
+    env = wrap(vector_env(action_space=spaces.Box(0, 2, (1,), np.int32)), "action_clip")
+    rollout(env, [np.array([action], np.float32)])
+    assert env.unwrapped.action_space.contains(env.unwrapped.action)
+    assert env.unwrapped.action.tolist() == [taken]
+
+
 def test_action_repeat_sums_rewards_and_stops_at_the_end():
     _, steps = rollout(wrap(vector_env(length=3), "action_repeat", num=2), [0, 1])
     assert [step[1] for step in steps] == [1 + 2, 3]

@@ -20,6 +20,7 @@ from parl_cli.functional.distributions import (
     SquashedGaussian,
     _choose_in_parallel,
     make_distribution,
+    squash,
 )
 
 LOW, HIGH = np.array([-1.0, 0.5, -30.0], np.float32), np.array([1.0, 0.7, 10.0], np.float32)
@@ -73,9 +74,19 @@ def torch_reference(name, params):
     base = reference.Independent(reference.Normal(mean, log_std.exp()), len(shape))
     if not name.startswith("squashed"):
         return base
-    low, high = (torch.from_numpy(b).double() for b in (SPACES[name][0].low, SPACES[name][0].high))
-    squash = [reference.TanhTransform(), reference.AffineTransform((high + low) / 2, (high - low) / 2)]
-    return reference.TransformedDistribution(base, squash)
+    low, high = bounds_of(name)
+    maps = [reference.TanhTransform(), reference.AffineTransform((high + low) / 2, (high - low) / 2)]
+    return reference.TransformedDistribution(base, maps)
+
+
+def bounds_of(name):
+    return (torch.from_numpy(b).double() for b in (SPACES[name][0].low, SPACES[name][0].high))
+
+
+def squashed(name, u):
+    """The env's action, differentiable."""
+    low, high = bounds_of(name)
+    return (high + low) / 2 + (high - low) / 2 * u.tanh()
 
 
 # ------------------------------------------------------------------------------------------------ all of them
@@ -148,6 +159,8 @@ def test_log_prob_and_closed_forms_agree_with_torch(name):
     action = spec(p).sample(noise_of(name, 6))
     expected = torch_reference(name, p)
     value = action.double() if action.is_floating_point() or name == "bernoulli" else action
+    if name.startswith("squashed"):
+        value = squashed(name, value)
     torch.testing.assert_close(spec(p).log_prob(action), expected.log_prob(value))
     torch.testing.assert_close(spec(p).kl(spec(q)), reference.kl_divergence(expected, torch_reference(name, q)))
     if not name.startswith("squashed"):
@@ -292,7 +305,9 @@ def test_squashed_density_integrates_to_one_over_asymmetric_bounds_of_its_own_pe
     centres = [a + width * (torch.arange(size) + 0.5).double() for a, width in zip(low, widths, strict=True)]
     params = torch.tensor([0.3, -0.2, log_std, log_std], dtype=torch.float64)
     points = torch.cartesian_prod(*centres)
-    density = SquashedGaussian(params.expand(len(points), 4), low, high).log_prob(points).exp()
+    middle, half = (torch.tensor([(b + sign * a) / 2 for a, b in zip(low, high, strict=True)]) for sign in (1, -1))
+    u = ((points - middle) / half).atanh()
+    density = SquashedGaussian(params.expand(len(points), 4), low, high).log_prob(u).exp()
     assert density.sum().item() * math.prod(widths) == pytest.approx(1.0, abs=1e-3)
 
 
@@ -302,7 +317,8 @@ def test_samples_follow_the_density(name):
     spec, noise = spec_of(name), noise_of(name, 50).clamp(0.01, 0.99).requires_grad_()
     distribution = spec(params_of(name, 50))
     action = distribution.sample(noise)
-    (slope,) = torch.autograd.grad(action.sum(), noise)
+    seen = squashed(name, action) if name.startswith("squashed") else action
+    (slope,) = torch.autograd.grad(seen.sum(), noise)
     assert (slope > 0).all()
     torch.testing.assert_close(distribution.log_prob(action), -slope.log().sum(-1))
 
@@ -324,35 +340,49 @@ def test_gaussian_sample_is_finite_at_the_edges_of_the_noise_in_float32():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("mean", [-200.0, -9.0, 0.0, 9.0, 200.0])
-def test_squashed_log_prob_and_gradient_stay_finite_at_and_near_the_bounds(mean, dtype):
-    low, high = tuple(LOW.tolist()), tuple(HIGH.tolist())
+def test_squashed_log_prob_and_gradient_stay_finite_where_the_action_is_at_the_bounds(mean, dtype):
     params = torch.tensor([mean] * 3 + [0.5] * 3, dtype=dtype, requires_grad=True)
-    lows, highs = torch.tensor(LOW, dtype=dtype), torch.tensor(HIGH, dtype=dtype)
-    nudged = torch.nextafter(highs, lows), torch.nextafter(lows, highs)
-    actions = torch.stack([lows, highs, *nudged, highs + 1e-3, lows - 1e-3])
-    distribution = SquashedGaussian(params.expand(6, -1), low, high)
-    log_prob = distribution.log_prob(actions)
+    u = torch.tensor([-300.0, -9.0, 0.0, 9.0, 300.0], dtype=dtype).unsqueeze(-1).expand(5, 3)
+    distribution = SquashedGaussian(params.expand(5, -1), tuple(LOW.tolist()), tuple(HIGH.tolist()))
+    log_prob = distribution.log_prob(u)
     log_prob.sum().backward()
     assert log_prob.isfinite().all()
     assert params.grad.isfinite().all()
     assert distribution.entropy().isfinite().all()
 
 
+@pytest.mark.parametrize("mean", [0.0, 7.0, 10.0])
+def test_ratios_of_a_saturated_policy_are_those_of_its_gaussian(mean):
+    # every action there rounds to the bound, but the policies still differ
+    bounds = ((-2.0,), (2.0,))
+    old, new = (torch.tensor([mean + shift, -2.3]) for shift in (0.0, -0.1))
+    action = SquashedGaussian(old, *bounds).sample(torch.tensor([0.69]))
+    log_ratio = SquashedGaussian(new, *bounds).log_prob(action) - SquashedGaussian(old, *bounds).log_prob(action)
+    plain = Gaussian(new).log_prob(action) - Gaussian(old).log_prob(action)
+    torch.testing.assert_close(log_ratio, plain, atol=1e-4, rtol=1e-4)
+    assert abs(log_ratio) < 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("mean", [-200.0, -3.0, 0.0, 3.0, 200.0])
-def test_squashed_samples_never_leave_the_bounds(mean):
+def test_squashed_actions_never_leave_the_bounds(mean, dtype):
     torch.manual_seed(0)
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
+    space = spaces.Box(LOW.astype(dtype), HIGH.astype(dtype), dtype=dtype)
     params = torch.tensor([mean] * 3 + [2.0] * 3)
-    action = SquashedGaussian(params, tuple(LOW.tolist()), tuple(HIGH.tolist())).sample(torch.rand(2000, 3))
-    assert (action >= low).all()
-    assert (action <= high).all()
+    u = SquashedGaussian(params, tuple(LOW.tolist()), tuple(HIGH.tolist())).sample(torch.rand(2000, 3))
+    action = squash(u.numpy(), space)
+    assert action.dtype == dtype
+    assert all(map(space.contains, action))
+    if mean == 0.0:
+        assert (action.mean(axis=0) < HIGH).all()
+        assert np.ptp(action, axis=0) == pytest.approx(HIGH - LOW, rel=1e-3)  # they reach as far as it does
 
 
 def test_squashed_density_is_in_the_units_of_the_env():
     # ten times the range: a tenth of the density, log 10 more entropy
-    params, action = torch.tensor([0.3, -0.2]), torch.tensor([0.4])
+    params, u = torch.tensor([0.3, -0.2]), torch.tensor([0.4])
     unit, wide = SquashedGaussian(params, (-1.0,), (1.0,)), SquashedGaussian(params, (-10.0,), (10.0,))
-    torch.testing.assert_close(unit.log_prob(action) - wide.log_prob(10 * action), torch.tensor(math.log(10.0)))
+    torch.testing.assert_close(unit.log_prob(u) - wide.log_prob(u), torch.tensor(math.log(10.0)))
     torch.testing.assert_close(wide.entropy() - unit.entropy(), torch.tensor(math.log(10.0)))
 
 
@@ -427,7 +457,8 @@ def test_samples_are_members_of_the_space(name):
         space = spaces.Box(-np.inf, np.inf, space.shape)  # clipping is the policy's
     torch.manual_seed(0)
     actions = spec_of(name)(params_of(name, 50, dtype=torch.float32)).sample(torch.rand(50, spec_of(name).noise_dim))
-    assert all(space.contains(np.asarray(action)) for action in actions.numpy())
+    taken = squash(actions.numpy(), space) if name.startswith("squashed") else actions.numpy()
+    assert all(space.contains(np.asarray(action)) for action in taken)
 
 
 BAD_SPACES = [

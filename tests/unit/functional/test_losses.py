@@ -174,6 +174,20 @@ def test_kl_penalty_doubles_above_and_halves_below_its_band(kl, expected):
     assert kl_penalty_coef(1.0, kl, target=0.01) == expected
 
 
+@pytest.mark.parametrize(("kl", "bound"), [(0.0, 1e-6), (1.0, 1e6)])
+def test_kl_penalty_comes_back_from_a_long_time_on_one_side(kl, bound):
+    coef = 1.0
+    for _ in range(2000):
+        coef = kl_penalty_coef(coef, kl, target=0.01)
+    assert coef == bound
+    assert kl_penalty_coef(coef, 1.0 - kl, target=0.01) == bound * (2.0 if kl == 0.0 else 0.5)
+
+
+@pytest.mark.parametrize("coef", [1e-9, 1e9])
+def test_a_kl_penalty_typed_beyond_its_bounds_stays(coef):
+    assert kl_penalty_coef(coef, 0.0 if coef < 1 else 1.0, target=0.01) == coef
+
+
 @pytest.mark.parametrize(
     ("kl", "expected"), [(0.021, 2e-4), (0.019, 3e-4), (0.01, 3e-4), (0.0051, 3e-4), (0.0049, 4.5e-4), (0.0, 3e-4)]
 )

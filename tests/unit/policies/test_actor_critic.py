@@ -294,6 +294,11 @@ def test_actions_it_cannot_give_are_refused_in_one_line(space):
     assert "wrap the env" in str(caught.value)
 
 
+def test_a_state_dependent_std_of_discrete_actions_is_refused():
+    with pytest.raises(ConfigError, match=r"state_dependent_std=true: needs Box actions, not Discrete\(3\)"):
+        make_policy(spec_of(VECTOR, spaces.Discrete(3)), state_dependent_std=True)
+
+
 def test_squash_without_bounds_is_refused():
     with pytest.raises(ConfigError, match=r"squash=true.*bounds must be finite"):
         make_policy(spec_of(VECTOR, spaces.Box(-np.inf, np.inf, (2,))), squash=True)

@@ -49,6 +49,7 @@ def test_a_job_killed_before_its_first_checkpoint_begins_again(job):
     before = policy_hash(job)
     edit_json(job / "run.json", lambda info: info.update(status="running"))
     shutil.rmtree(job / "checkpoints")
+    (job / "metrics.jsonl").write_bytes(b"")
     assert child._attempt(job, []) == (0, {"status": "finished"})
     assert policy_hash(job) == before
 

@@ -264,6 +264,21 @@ def test_an_objective_that_no_evaluation_measures_is_refused():
     check_space(options, CONFIG | {"eval": CONFIG["eval"] | {"every_steps": 64}})
 
 
+def test_an_objective_that_nothing_logs_is_refused_unless_a_plugin_might(monkeypatch):
+    options = SearchConfig(space=SPACE, objectives=[Objective("episode/retrun_mean")])
+    with pytest.raises(ConfigError, match=r"no metric is called episode/retrun_mean; did you mean episode/return_mean"):
+        check_space(options, CONFIG)
+    check_space(options, CONFIG | {"plugins": ["mine"]})
+
+
+def test_a_lock_that_a_kill_left_does_not_keep_a_search_from_going_on(tmp_path, trials):
+    run_search(new_search(tmp_path, num_trials=2))
+    (tmp_path / "study.journal.lock").write_bytes(b"")
+    read(str(tmp_path))
+    Search(read(str(tmp_path)))
+    assert not (tmp_path / "study.journal.lock").exists()
+
+
 def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match=r"a search needs optuna; pip install 'parl-cli\[search\]'"):

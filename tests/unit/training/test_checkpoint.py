@@ -237,7 +237,7 @@ def test_latest_is_the_run_that_wrote_a_checkpoint_last_sweeps_included(tmp_path
 
 
 def test_steps_are_ordered_as_numbers(tmp_path):
-    for name in ("9", "10", "best", ".11-x.tmp"):
+    for name in ("9", "10", "best", ".11-x.tmp", "²", "٣"):
         (tmp_path / name).mkdir()
     (tmp_path / "12").write_text("a file")
     assert [path.name for path in checkpoint.numbered(tmp_path)] == ["9", "10"]

@@ -89,6 +89,7 @@ def test_rows_go_on_where_a_restored_run_stood(metrics, tmp_path):
     learner.update(hook)
     heir = metrics()
     heir.load_state_dict(state)
+    heir.sinks.load_state_dict(state["sinks"])
     assert len(rows(tmp_path)) == 2
     assert heir.time_s >= state["time_s"]
     learner.update(heir)
@@ -243,7 +244,7 @@ def test_rewinding_drops_later_checkpoints_and_leftovers(tmp_path):
 @pytest.mark.parametrize(("best_of", "stays"), [(64, True), (128, True), (192, False)])
 def test_rewinding_drops_a_best_of_later_steps(best_of, stays, tmp_path):
     checkpoint.save(tmp_path / "best", env_steps=best_of, config={}, policy={}, training={})
-    checkpoint_hook(tmp_path).rewind(128)
+    assert checkpoint_hook(tmp_path).rewind(128) == stays
     assert (tmp_path / "best").exists() == stays
 
 

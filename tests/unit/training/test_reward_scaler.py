@@ -140,6 +140,12 @@ def test_a_saved_state_goes_on_bit_for_bit():
     assert heir.std == scaler.std
 
 
+@pytest.mark.parametrize("wrong", [{"spread": -1.0}, {"count": -1.0}, {"mean": float("nan")}, {"spread": float("inf")}])
+def test_statistics_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match="statistics of returns that cannot be"):
+        scaler_for(4).load_state_dict(scaler_for(4).state_dict() | wrong)
+
+
 def test_state_of_other_envs_is_refused():
     with pytest.raises(ValueError, match=r"returns of shape \[8\]; this run has \[4\]"):
         scaler_for(4).load_state_dict(scaler_for(8).state_dict())

@@ -196,8 +196,11 @@ def test_a_config_that_is_more_than_values_is_refused(run, text, message):
 
 
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
-    run = RunDir(tmp_path)
-    with run.held(), pytest.raises(ConfigError, match="another process is training it"), run.held():
-        pass
+    run, other = RunDir(tmp_path), RunDir(tmp_path)
+    with run.held():
+        with run.held():
+            pass  # the same one may nest
+        with pytest.raises(ConfigError, match="another process is training it"), other.held():
+            pass
     with run.held():
         pass  # free again
