@@ -17,7 +17,7 @@ from torch import Tensor
 from parl_cli import build
 from parl_cli.config import TrainConfig
 from parl_cli.envs.factory import TEST_ROLE, env_spec
-from parl_cli.errors import ConfigError
+from parl_cli.errors import ConfigError, EnvError
 from parl_cli.experiment.keeping import RunKeeper, make_sinks
 from parl_cli.functional.noise import stream_key
 from parl_cli.training import checkpoint
@@ -237,14 +237,17 @@ class Runner:
             self._eval_vectorizers[key] = build.make_eval_vectorizer(
                 self.config.env, seed=self.config.seed, episodes=episodes, role=role, max_episode_steps=limit
             )
-        each = [
-            evaluate(
-                policy,
-                self._eval_vectorizers[key],
-                episodes,
-                noise_key=stream_key(self.config.seed, "eval", "noise"),
-                deterministic=self.config.eval.deterministic,
-            )
-            for policy in self.policies.values()
-        ]
+        try:
+            each = [
+                evaluate(
+                    policy,
+                    self._eval_vectorizers[key],
+                    episodes,
+                    noise_key=stream_key(self.config.seed, "eval", "noise"),
+                    deterministic=self.config.eval.deterministic,
+                )
+                for policy in self.policies.values()
+            ]
+        except EnvError as error:  # its numbers and seeds are not those of training
+            raise EnvError(f"evaluation: {error}") from None
         return each[0] if len(each) == 1 else EvaluationGroup.of(each)

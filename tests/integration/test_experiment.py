@@ -167,6 +167,15 @@ def test_evaluation_has_the_summary_of_eval_json_and_is_repeatable():
         assert experiment.evaluate(4) == first
 
 
+def test_an_env_that_fails_in_an_evaluation_is_told_as_of_one(workplace, monkeypatch):
+    with compose() as experiment:
+        experiment.evaluate(2)
+        [vectorizer] = experiment._eval_vectorizers.values()
+        monkeypatch.setattr(vectorizer.envs[1].unwrapped, "step", lambda action: 1 / 0)
+        with pytest.raises(EnvError, match=r"^evaluation: env 1 failed in step"):
+            experiment.evaluate(2)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
