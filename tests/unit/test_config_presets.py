@@ -32,7 +32,13 @@ from tests.learning.run import ROWS, read_rows
 
 CONF = conf_files.builtin_conf()
 COMPONENTS = ("vectorizer", "policy", "actors", "algo")
-PARTS = {"checkpoint": CheckpointConfig, "eval": EvalConfig, "logger": LoggerConfig, "debug": DebugConfig}
+PARTS = {
+    "env": EnvConfig,
+    "checkpoint": CheckpointConfig,
+    "eval": EvalConfig,
+    "logger": LoggerConfig,
+    "debug": DebugConfig,
+}
 
 
 def read(file):
@@ -161,6 +167,9 @@ def test_train_yaml_holds_the_defaults_of_its_dataclass():
     for key, value in values.items():
         if key in ("defaults", "hydra", "name"):
             continue
+        if key == "env":  # as any option of it is called
+            assert value["name"] == "${hydra:runtime.choices.env}"
+            value["name"] = EnvConfig().name
         if key in PARTS:
             assert parse(PARTS[key], value) == PARTS[key]()
             assert set(value) == {field.name for field in dataclasses.fields(PARTS[key])}
