@@ -102,7 +102,9 @@ class ProcessActors(AsyncActors):
         super().check(config)
 
     def _start(self, index: int, incarnation: int, envs: range, begin: Callable[[Any], Status]) -> _Process:
-        memory = SharedMemory(self._plan.size)
+        memory = SharedMemory(
+            self._plan.size, "an actor's rollouts", "lower num_envs or algo.num_steps, use actors=thread"
+        )
         status = begin(memory.buffer)
         share = worker.Share(self._recipe, envs, self._plan, self._weights_layout)
         process, connection = processes.start(self._context, worker.main, pickle.dumps(share), f"parl-actor-{index}")

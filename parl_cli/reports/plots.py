@@ -51,6 +51,8 @@ def curve_figure(task: TaskResult, axis: str, metric: str) -> Any:
     from matplotlib.ticker import MultipleLocator
 
     figure, axes = _figure(5.6, 3.7)
+    handles: list[Any] = []
+    names: list[str] = []
     for i, result in enumerate(task.results):
         curve = result.curves[axis]
         if not curve.x.size:
@@ -58,7 +60,9 @@ def curve_figure(task: TaskResult, axis: str, metric: str) -> Any:
         colour, dash = style(i)
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.16, linewidth=0)
         marker = "o" if curve.x.size == 1 else None
-        axes.plot(curve.x, curve.value, color=colour, linestyle=dash, linewidth=1.8, marker=marker, label=result.name)
+        look = {"color": colour, "linestyle": dash, "linewidth": 1.8, "marker": marker}
+        handles += axes.plot(curve.x, curve.value, **look)
+        names.append(result.name)
     for threshold in task.thresholds:
         axes.axhline(threshold, color=SPINE, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     axes.set_xlabel(AXIS_LABELS[axis], color=INK)
@@ -70,8 +74,8 @@ def curve_figure(task: TaskResult, axis: str, metric: str) -> Any:
         axes.xaxis.set_major_locator(MultipleLocator(time_step(axes.get_xlim()[1])))
         axes.xaxis.set_major_formatter(lambda seconds, _: gauges.duration(seconds))
     axes.yaxis.set_major_formatter(value_text)
-    if axes.lines:
-        legend = axes.legend(loc="best", frameon=False, fontsize=9, labelcolor=INK)
+    if handles:  # given one by one: names that begin with `_` are left out otherwise
+        legend = axes.legend(handles, names, loc="best", frameon=False, fontsize=9, labelcolor=INK)
         for text in legend.get_texts():
             text.set_parse_math(False)
     return figure

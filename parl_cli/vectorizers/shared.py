@@ -28,13 +28,18 @@ class SharedMemory:
 
     Args:
         size: bytes.
+        purpose: what it is for, for the error.
+        way_out: what needs less of it.
 
     Raises:
         ConfigError: there is not so much of it.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(
+        self, size: int, purpose: str = "observations", way_out: str = "lower num_envs, use vectorizer=thread"
+    ) -> None:
         self.size = size
+        self._words = purpose, way_out
         if sys.platform == "win32":
             self._name = f"parl-{os.getpid()}-{secrets.token_hex(8)}"
             self.buffer = mmap.mmap(-1, size, tagname=self._name)
@@ -56,10 +61,10 @@ class SharedMemory:
 
     def _refusal(self, error: OSError) -> ConfigError:
         folder = _FOLDER or "the temporary folder"
+        purpose, way_out = self._words
         return ConfigError(
-            f"{self.size / 2**20:,.1f} MB of shared memory for observations: {folder} cannot hold it "
-            f"({error.strerror}); lower num_envs, use vectorizer=thread, or give the container a larger "
-            "--shm-size"
+            f"{self.size / 2**20:,.1f} MB of shared memory for {purpose}: {folder} cannot hold it "
+            f"({error.strerror}); {way_out}, or give the container a larger --shm-size"
         )
 
     def send(self, connection: Connection) -> None:
