@@ -345,9 +345,8 @@ class AsyncActors:
         error = getattr(errors, failed.error)(f"{actor}: {failed.text}")
         self._bury(actor)
         self._note_progress()
-        self._episode_numbers[self._shares[actor.index]] += (
-            1  # it may have failed in a reset, which must not come again
-        )
+        # it may have failed in a reset, which must not come again
+        self._episode_numbers[self._shares[actor.index]] += 1
         self._lost_steps += max(0, int(actor.status.steps[0]) - actor.delivered_steps)
         hopeless = isinstance(error, ConfigError) or not (actor.ready or actor.incarnation)
         if hopeless or self.restarts >= self.max_restarts:

@@ -57,10 +57,9 @@ class VectorEncoder(nn.Module):
             flat = obs.flatten(obs.dim() - self.event_dims) if self.event_dims else obs.unsqueeze(-1)
             return flat.float()
         index = obs.long() - self.start.to(obs.device)  # type: ignore[union-attr]
-        # a dead agent's row is 0, which need not be of the space; it is masked, and must be encoded all the same
         if self.event_dims == 0:
-            return F.one_hot(index.clamp(0, self.classes[0] - 1), self.classes[0]).float()
-        columns = [F.one_hot(index[..., i].clamp(0, n - 1), n) for i, n in enumerate(self.classes)]
+            return F.one_hot(index, self.classes[0]).float()
+        columns = [F.one_hot(index[..., i], n) for i, n in enumerate(self.classes)]
         return torch.cat(columns, dim=-1).float()
 
 

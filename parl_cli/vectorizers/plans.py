@@ -306,7 +306,8 @@ class EnvPlans:
             blocks.truncated[where] &= alive
             if not alive.all():
                 obs = blocks.obs[where]
-                obs[~alive] = 0  # NaN as filler would reach the gradient, through 0 · NaN
+                # NaN as filler would reach the gradient, through 0 · NaN; and it must be of the space, to be encoded
+                obs[~alive] = getattr(self.description.observation_space, "start", 0)
                 blocks.obs[where] = obs
         rewards = blocks.reward[where]
         flat = rewards.ravel()

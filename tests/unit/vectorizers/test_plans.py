@@ -304,6 +304,29 @@ def test_envs_with_other_spaces_are_refused():
         make_group(CountingEnv, Scripted)
 
 
+def test_a_dead_agents_filler_is_of_the_space():
+    class Counted(TwoAgentEnv):
+        """Observations are numbers from 3 on."""
+
+        def __init__(self):
+            super().__init__(length=4, death_at=2)
+            self.observation_space = spaces.Discrete(9, start=3)
+
+        def reset(self, **options):
+            obs, info = super().reset(**options)
+            return obs[:, 1].astype(np.int64) + 3, info
+
+        def step(self, action):
+            obs, *rest = super().step(action)
+            return obs[:, 1].astype(np.int64) + 3, *rest
+
+    group, blocks = make_group(Counted)
+    for _ in range(3):
+        group.step()
+    assert blocks.mask[0].tolist() == [True, False]
+    assert blocks.obs[0].tolist() == [6, 3]
+
+
 @pytest.mark.parametrize("filler", [0.0, float("nan")])
 def test_a_dead_agents_rows_are_masked_until_the_reset(filler):
     group, blocks = make_group(lambda: TwoAgentEnv(length=4, death_at=2, filler=filler))
