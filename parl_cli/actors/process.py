@@ -77,7 +77,7 @@ class ProcessActors(AsyncActors):
         self._weights_layout = weights_layout(policy.state_dict())
         self._recipe = cloudpickle.dumps(recipe)
         self._context = multiprocessing.get_context("spawn")
-        self._weights = SharedMemory(SharedWeights.size(self._weights_layout))
+        self._weights = SharedMemory(SharedWeights.size(self._weights_layout), "weights", "use actors=thread")
         self._writer = WeightsWriter(SharedWeights(self._weights.buffer, self._weights_layout))
         # multiprocessing waits at exit, without a limit, for processes that still run; this comes first
         util.Finalize(self, _end, (self._actors,), exitpriority=10)

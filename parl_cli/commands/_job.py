@@ -59,6 +59,9 @@ def run_sweep(hydra: Hydra, overrides: Sequence[str]) -> Any:
     """
     from hydra.core.plugins import Plugins
 
+    for text in overrides:
+        if text.startswith("hydra.run."):
+            raise ConfigError(f"{text}: of a single job; a sweep's folder is hydra.sweep.dir=…")
     _check_single(hydra, overrides)
     job = compose(hydra, "sweep", overrides, multirun=True)
     _check_launcher(job, overrides)
@@ -200,9 +203,6 @@ def _check_launcher(job: DictConfig, overrides: Sequence[str]) -> None:
         for text in overrides:
             if text.startswith("sweep."):
                 raise ConfigError(f"{text}: not looked at by hydra/launcher=serial; leave one of them out")
-    for text in overrides:
-        if text.startswith("hydra.run."):
-            raise ConfigError(f"{text}: of a single job; a sweep's folder is hydra.sweep.dir=…")
 
 
 def _not_called(_job: DictConfig) -> Any:

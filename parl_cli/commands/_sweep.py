@@ -14,8 +14,8 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from parl_cli.commands._job import make_dir, validate
-from parl_cli.composition import compose
 from parl_cli.composition.compose import check_preset, plain
+from parl_cli.composition.compose import prepare as prepare_overrides
 from parl_cli.composition.messages import translated
 from parl_cli.config import TrainConfig, parse, to_plain
 from parl_cli.errors import ConfigError
@@ -122,7 +122,7 @@ def shown(overrides: Sequence[str]) -> list[str]:
 
 def _prepare(context: HydraContext, sweep: DictConfig, number: int, overrides: list[str]) -> PreparedJob:
     try:
-        overrides = compose.prepare(overrides)  # a value of several may be null
+        overrides = prepare_overrides(overrides)  # a value of several may be null
         with translated():
             job = context.config_loader.load_sweep_config(sweep, overrides)
             with open_dict(job):
