@@ -1,7 +1,8 @@
 """Flags in shared memory by which a parent and its workers call each other without a system call.
 
 A byte in a pipe costs a few microseconds on each side, and a sleeper tens until it runs. With bells a step is one store
-here and one there, as long as whoever is called still looks; only one who sleeps is nudged through the pipe.
+here and one there, as long as whoever is called still looks; only one who sleeps is nudged, by a byte in a pipe that
+carries nothing else (`Wire`).
 
 Other cores see the stores in the order in which they were made only where the processor keeps that order: x86 does
 (total store order); elsewhere it would take fences that Python does not have. There `AVAILABLE` is False, and the pipe
@@ -10,17 +11,19 @@ carries every call.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import select
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from parl_cli.vectorizers.waiting import Waiter
 
-AVAILABLE = platform.machine().lower() in ("x86_64", "amd64")
+AVAILABLE = platform.machine().lower() in ("x86_64", "amd64") and hasattr(select, "poll")
 
 QUIET, RUNG, FAILED = 0, 1, 2  # a section: has done its step; is to step; the pipe says what went wrong
 
@@ -29,6 +32,30 @@ _WORDS = _CELL // 8
 _LOOK_AGAIN_S = 0.1  # a sleeper is nudged; this is for the one who nudged and died
 _fence = threading.Lock()
 _give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))  # to whoever wants this core
+
+
+class Wire:
+    """A pipe that wakes whoever sleeps at its reading end. Any process may hold either end.
+
+    Attributes:
+        reading: descriptor of the end that a `Waiter` watches.
+        ringing: descriptor of the other one.
+    """
+
+    def __init__(self) -> None:
+        self.reading, self.ringing = os.pipe()
+        os.set_blocking(self.ringing, False)
+
+    def close(self) -> None:
+        """Close both ends; may be called once."""
+        os.close(self.reading)
+        os.close(self.ringing)
+
+
+def nudge(ringing: int) -> None:
+    """Wake who sleeps at the other end of a wire."""
+    with contextlib.suppress(BlockingIOError):  # it is full, so there is a nudge in it
+        os.write(ringing, b"!")
 
 
 class Bells:
@@ -111,6 +138,7 @@ class Listener:
 
     Args:
         connection: to the parent.
+        wires: what this worker is nudged by (its reading end), and what nudges the parent (its ringing end).
         memory: where the bells are.
         num_groups: groups of this worker.
         worker: its number.
@@ -121,6 +149,7 @@ class Listener:
     def __init__(
         self,
         connection: Connection,
+        wires: Sequence[int],
         memory: Any,
         num_groups: int,
         worker: int,
@@ -128,8 +157,8 @@ class Listener:
         *place: int,
     ) -> None:
         self._bells = Bells(memory, *place)
-        self._connection = connection
-        self._waiter = Waiter([connection])
+        self._waiter = Waiter([connection], wires[0])
+        self._parent_wire = wires[1]
         self._worker = worker
         self._spin_s = spin_us * 1e-6
         self._sections: Iterable[int] = range(worker * num_groups, (worker + 1) * num_groups)
@@ -150,8 +179,6 @@ class Listener:
 
     def answer(self, index: int, *, failed: bool = False) -> None:
         """Say that a group has stepped, or that the pipe will tell why not."""
-        from parl_cli.vectorizers.worker import NUDGE
-
         self._bells[self._first + index] = FAILED if failed else QUIET
         if not failed and self._bells.is_asleep(self._bells.num_workers) and self._bells.are_enough():
-            self._connection.send_bytes(bytes((NUDGE, index)))
+            nudge(self._parent_wire)

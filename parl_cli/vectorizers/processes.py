@@ -6,6 +6,7 @@ Imports nothing that loads numpy: a process sets its thread counts first.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 _STACK_SIGNAL: int | None = getattr(signal, "SIGUSR1", None)
 _STACK_TIMEOUT_S = 0.2
+_PR_SET_TIMERSLACK = 29  # of linux/prctl.h; its argument: nanoseconds
 _STARTING = threading.Lock()  # the environment is the whole process's, and several threads may start processes
 
 # read once, when a maths library is loaded; one thread per process, because the processes are the parallelism
@@ -136,6 +138,7 @@ def _signals_held() -> Iterator[None]:
 def settle() -> None:
     """What a process does first: leave signals to its parent, compute on one thread, die when the parent does."""
     _leave_signals_to_the_parent()
+    _wake_in_time()
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # again, for what a fork server hands down
     with contextlib.suppress(RuntimeError, ValueError, OSError):  # where standard error is closed
         faulthandler.enable()  # a segfault in an env then says where
@@ -153,6 +156,12 @@ def _leave_signals_to_the_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
+def _wake_in_time() -> None:
+    """Linux may end any sleep 50 µs late, to wake up for several at once; an env that sleeps is waited for."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # elsewhere there is no such call
+        ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(1))
 
 
 def _let_the_kernel_kill_with(parent: Any) -> None:

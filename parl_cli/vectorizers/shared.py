@@ -67,16 +67,21 @@ class SharedMemory:
             f"({error.strerror}); {way_out}, or give the container a larger --shm-size"
         )
 
-    def send(self, connection: Connection) -> None:
+    def send(self, connection: Connection, *more: int) -> None:
         """Give it to the process at the other end, which calls `receive`; before it has, the file must not be closed.
 
         `multiprocessing.reduction` would wait for a byte that says so, on macOS, in the same pipe as the answers.
+
+        Args:
+            connection: to that process.
+            *more: descriptors that go with it, on POSIX.
+
         """
         if sys.platform == "win32":
             connection.send_bytes(self._name.encode())
             return
         with _as_socket(connection) as pipe:
-            socket.send_fds(pipe, [b"m"], [self._file.fileno()])
+            socket.send_fds(pipe, [b"m"], [self._file.fileno(), *more])
 
     def close_file(self) -> None:
         """Forget the descriptor; the memory stays for as long as something maps it. May be called again."""
@@ -86,16 +91,24 @@ class SharedMemory:
 
 def receive(connection: Connection, size: int) -> mmap.mmap:
     """Map what the other end sends with `SharedMemory.send`."""
+    return receive_with(connection, size, 0)[0]
+
+
+def receive_with(connection: Connection, size: int, num_more: int) -> tuple[mmap.mmap, list[int]]:
+    """Map what the other end sends with `SharedMemory.send`, and take so many descriptors that come with it."""
     if sys.platform == "win32":
-        return mmap.mmap(-1, size, tagname=connection.recv_bytes().decode())
+        return mmap.mmap(-1, size, tagname=connection.recv_bytes().decode()), []
     with _as_socket(connection) as pipe:
-        _, descriptors, _, _ = socket.recv_fds(pipe, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(pipe, 1, 1 + num_more)
     if not descriptors:
         raise EOFError
+    memory, *more = descriptors
+    for descriptor in more:
+        os.set_inheritable(descriptor, False)
     try:
-        return mmap.mmap(descriptors[0], size)
+        return mmap.mmap(memory, size), more
     finally:
-        os.close(descriptors[0])
+        os.close(memory)
 
 
 def _as_socket(connection: Connection) -> socket.socket:

@@ -32,7 +32,7 @@ from parl_cli.errors import ConfigError, ParlError, suggest
 from parl_cli.vectorizers import bells, processes
 from parl_cli.vectorizers import worker as protocol
 from parl_cli.vectorizers.base import EnvFn, Vectorizer
-from parl_cli.vectorizers.bells import Bells
+from parl_cli.vectorizers.bells import Bells, Wire, nudge
 from parl_cli.vectorizers.blocks import Blocks, Layout, buffer_size
 from parl_cli.vectorizers.calls import Reply, available_cores, span
 from parl_cli.vectorizers.description import EnvDescription
@@ -96,9 +96,10 @@ class SubprocessVectorizer(Vectorizer):
         self._memory: SharedMemory | None = None
         self._bells: Bells | None = None
         self._bells_place: tuple[int, int, int] = (0, 0, 0)
+        self._wires: list[Wire] = []  # with bells: the one that wakes each worker, and last this process's
         self._rung: list[bool] = []  # by section: a step that a bell asked for, and will answer
         # multiprocessing waits at exit, without a limit, for processes that still run; this comes first
-        self._finalizer = util.Finalize(self, _end, (self._processes, self._connections), exitpriority=10)
+        self._finalizer = util.Finalize(self, _end, (self._processes, self._connections, self._wires), exitpriority=10)
         super().__init__(
             env_fns,
             num_workers=num_workers,
@@ -126,15 +127,19 @@ class SubprocessVectorizer(Vectorizer):
         try:
             process, connection = processes.start(self._context, protocol.main, payload, f"parl-envs-{worker}")
         except OSError as error:
-            raise ConfigError(
-                f"vectorizer.num_workers={len(self.slices) // self.num_groups}: worker {worker} cannot be started "
-                f"({error.strerror or error}); use fewer workers, or raise the limit (ulimit -n, ulimit -u)"
-            ) from None
+            raise self._too_many(error, f"worker {worker}") from None
         bound_writes(connection, self.step_timeout_s)
         return process, connection
 
+    def _too_many(self, error: OSError, which: str = "they") -> ConfigError:
+        return ConfigError(
+            f"vectorizer.num_workers={len(self.slices) // self.num_groups}: {which} cannot be started "
+            f"({error.strerror or error}); use fewer workers, or raise the limit (ulimit -n, ulimit -u)"
+        )
+
     def _wait_for_all(self) -> Waiter:
-        return Waiter([*self._connections, *(process.sentinel for process in self._processes)])
+        wire = self._wires[-1].reading if self._wires else None
+        return Waiter([*self._connections, *(process.sentinel for process in self._processes)], wire)
 
     def _payload(self, worker: int) -> bytes:
         makes = [self._group_arguments(self.slices[section]) for section in self._sections_of(worker)]
@@ -152,15 +157,24 @@ class SubprocessVectorizer(Vectorizer):
         if bells.AVAILABLE and self._spin_us:
             self._bells_place = place
             self._bells = Bells(self._memory.buffer, *place)
+            try:
+                for _ in range(len(self._processes) + 1):
+                    self._wires.append(Wire())
+            except OSError as error:
+                raise self._too_many(error) from None
+            self._waiter_of_all = self._wait_for_all()
         return Blocks.over(self._memory.buffer, layout)
 
     def _attach(self, section: int) -> None:
         assert self._memory is not None
         worker = section // self.num_groups
-        listen = None if self._bells is None else (worker, self._spin_us, *self._bells_place)
+        listen, wires = None, []
+        if self._bells is not None and section == self._sections_of(worker).start:  # it hears for all its sections
+            listen = worker, self._spin_us, *self._bells_place
+            wires = [self._wires[worker].reading, self._wires[-1].ringing]
         self._submit(section, "attach", (self._memory.size, self._layout, self.slices[section], listen))
         try:
-            self._memory.send(self._connections[worker])
+            self._memory.send(self._connections[worker], *wires)
         except OSError:
             self._report_death(worker)
 
@@ -190,10 +204,10 @@ class SubprocessVectorizer(Vectorizer):
         if whole_step and self._bells is not None:
             self._bells[section] = bells.RUNG
             self._rung[section] = True
-            if not self._bells.is_asleep(worker):
-                return
-            message = bytes((protocol.NUDGE, index))
-        elif not whole_step:
+            if self._bells.is_asleep(worker):
+                nudge(self._wires[worker].ringing)
+            return
+        if not whole_step:
             message = bytes((protocol.CALL, index)) + self._pickled(section, method, args)
         try:
             self._connections[worker].send_bytes(message)
@@ -237,7 +251,6 @@ class SubprocessVectorizer(Vectorizer):
                     replies.append(self._read(worker))
                 else:
                     self._report_death(worker)
-        self._clear_nudges(ready, late)
         return [reply for reply in replies if reply is not None]
 
     def _bearable(self) -> int:
@@ -246,13 +259,6 @@ class SubprocessVectorizer(Vectorizer):
             return 0
         needed = math.ceil(self._missing / self._largest)
         return max(0, sum(self._rung) - needed)
-
-    def _clear_nudges(self, ready: list[Any], late: set[int]) -> None:
-        """Read what woke us and says no more, or the pipe would keep us awake. A death is found at the next call."""
-        for worker, connection in enumerate(self._connections):
-            if connection in ready and worker not in late:
-                with contextlib.suppress(EOFError, OSError):
-                    connection.recv_bytes()
 
     def _heard(self) -> list[Reply]:
         """What the bells answer; a failure's text is left to the pipe."""
@@ -263,15 +269,13 @@ class SubprocessVectorizer(Vectorizer):
         return [(section, None) for section in quiet]
 
     def _read(self, worker: int) -> Reply | None:
-        """A worker's message; None where it only woke us, or the worker is dead and was replaced."""
+        """A worker's message; None where the worker is dead and was replaced."""
         try:
             message = self._connections[worker].recv_bytes()
         except (EOFError, OSError):
             self._report_death(worker)
             return None
         kind, section = message[0], worker * self.num_groups + message[1]
-        if kind == protocol.NUDGE:
-            return None
         if kind == protocol.DONE:
             return section, None
         if kind == protocol.RESULT:
@@ -314,7 +318,7 @@ def _check_max_concurrency(given: Any) -> None:
         raise ValueError(f"`max_concurrency` must be a positive or None, got {given}.")
 
 
-def _end(workers: list[BaseProcess], connections: list[Connection]) -> list[str]:
+def _end(workers: list[BaseProcess], connections: list[Connection], wires: list[Wire]) -> list[str]:
     """Ask every worker to close its envs, wait a little, kill who is left. Returns what went wrong in the envs."""
     faults = []
     try:
@@ -336,6 +340,8 @@ def _end(workers: list[BaseProcess], connections: list[Connection]) -> list[str]
                 process.close()
         for connection in connections:
             connection.close()
+        for wire in wires:
+            wire.close()
     return faults
 
 

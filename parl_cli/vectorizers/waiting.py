@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import select
 import socket
 import struct
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _LONGEST_S = 86400.0  # poll counts milliseconds in a C int; who waits for longer asks again
+_MANY_BYTES = 4096  # more than anyone rings between two looks; what is left is read at the next
 
 
 class Waiter:
@@ -23,23 +25,35 @@ class Waiter:
 
     Args:
         sources: connections, or process sentinels.
+        wire: descriptor of a pipe that only wakes: what it says is read and dropped. Needs poll.
     """
 
-    def __init__(self, sources: Sequence[Any]) -> None:
+    def __init__(self, sources: Sequence[Any], wire: int | None = None) -> None:
         self._sources = list(sources)
+        self._wire = wire
         self._poll: Any = None
         if hasattr(select, "poll"):
             self._poll = select.poll()
             self._by_descriptor = {s if isinstance(s, int) else s.fileno(): s for s in self._sources}
             for descriptor in self._by_descriptor:
                 self._poll.register(descriptor, select.POLLIN)
+            if wire is not None:
+                self._poll.register(wire, select.POLLIN)
 
     def wait(self, timeout_s: float = math.inf) -> list[Any]:
-        """The sources that have something to say (or are at their end); empty when the time, or a day, is up."""
+        """The sources that have something to say, or are at their end.
+
+        Returns:
+            An empty list where only the wire woke, or when the time, or a day, is up.
+        """
         timeout_s = min(timeout_s, _LONGEST_S)
         if self._poll is None:
             return mp_connection.wait(self._sources, timeout_s)
-        return [self._by_descriptor[descriptor] for descriptor, _ in self._poll.poll(math.ceil(timeout_s * 1000))]
+        ready = [descriptor for descriptor, _ in self._poll.poll(math.ceil(timeout_s * 1000))]
+        if self._wire is not None and self._wire in ready:
+            ready.remove(self._wire)
+            os.read(self._wire, _MANY_BYTES)
+        return [self._by_descriptor[descriptor] for descriptor in ready]
 
 
 def bound_writes(connection: Connection, timeout_s: float) -> None:

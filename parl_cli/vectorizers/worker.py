@@ -2,7 +2,7 @@
 
 Every message begins with its kind and the index of a group in this worker, one byte each. Parent to worker: `STEP`
 (step all envs of the group), or `CALL` and a pickled (method, args). Worker to parent: `DONE`, `RESULT` and a pickle,
-or `ERROR` and text: the name of the error class, a newline, the message. `NUDGE` says nothing, but wakes a sleeper.
+or `ERROR` and text: the name of the error class, a newline, the message.
 Observations, rewards and flags never pass through the pipe; they are in shared memory. So are the bells (`Bells`),
 where the vectorizer has some: a step is then asked for and answered by a flag alone, unless it fails.
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from parl_cli.vectorizers.blocks import Blocks, Layout
     from parl_cli.vectorizers.plans import EnvPlans
 
-STEP, CALL, DONE, RESULT, ERROR, NUDGE = b"scdren"
+STEP, CALL, DONE, RESULT, ERROR = b"scdre"
 
 
 def main(connection: Connection, payload: bytes) -> None:
@@ -59,8 +59,6 @@ class _Service:
                 continue
             message = self._connection.recv_bytes()
             kind, index = message[0], message[1]
-            if kind == NUDGE:
-                continue
             method, args = ("step", ()) if kind == STEP else pickle.loads(message[2:])
             if method == "close":
                 self._close()
@@ -107,11 +105,11 @@ class _Service:
         """The blocks come as shared memory, right behind the call."""
         from parl_cli.vectorizers.bells import Listener
         from parl_cli.vectorizers.blocks import Blocks
-        from parl_cli.vectorizers.shared import receive
+        from parl_cli.vectorizers.shared import receive_with
 
-        memory = receive(self._connection, size)
+        memory, wires = receive_with(self._connection, size, 0 if bells is None else 2)
         if bells is not None:
-            self._listener = Listener(self._connection, memory, len(self._groups), *bells)
+            self._listener = Listener(self._connection, wires, memory, len(self._groups), *bells)
         return Blocks.over(memory, layout).rows(ids)
 
     def _close(self) -> None:

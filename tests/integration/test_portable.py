@@ -12,8 +12,8 @@ import pytest
 from parl_cli.vectorizers.processes import cause_of_death
 from tests.helpers.cli import TINY, parl
 
-# What is looked for with hasattr, getattr or isdir somewhere in parl, or may fail (F_SETSIG); memfd_create, eventfd,
-# pidfd_open and prctl are used nowhere, and this shows it. Descriptors that are sent are acknowledged, as on macOS.
+# What is looked for with hasattr, getattr or isdir somewhere in parl, or may fail (F_SETSIG); memfd_create, eventfd and
+# pidfd_open are used nowhere, and this shows it. Descriptors that are sent are acknowledged, as on macOS.
 _SITE = """
     import ctypes, faulthandler, fcntl, os, select, signal
     from multiprocessing import reduction

@@ -94,3 +94,10 @@ def test_a_process_without_standard_error_starts_all_the_same():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == "settled\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no such setting")
+def test_a_process_wakes_in_time():
+    code = "from parl_cli.vectorizers.processes import settle; settle(); print(open('/proc/self/timerslack_ns').read())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["1"]
