@@ -34,6 +34,7 @@ _TARGETS: dict[str, dict[str, str]] = {
         "serial": "parl_cli.vectorizers.serial:SerialVectorizer",
         "thread": "parl_cli.vectorizers.thread:ThreadVectorizer",
         "subprocess": "parl_cli.vectorizers.subprocess:SubprocessVectorizer",
+        "hybrid": "parl_cli.vectorizers.hybrid:HybridVectorizer",
         "async": "parl_cli.vectorizers.asynchronous:AsyncVectorizer",
         "native": "parl_cli.vectorizers.native:NativeVectorizer",
         "auto": "parl_cli.vectorizers.auto:AutoVectorizer",

@@ -27,7 +27,7 @@ from parl_cli.envs.gymnasium_adapter import (
 )
 from parl_cli.errors import ConfigError
 
-WAY_OUT = "use vectorizer=serial, thread or subprocess"
+WAY_OUT = "use vectorizer=serial, thread, subprocess or hybrid"
 
 
 def make_batch(config: EnvConfig, num_envs: int, backend: str = "gymnasium") -> VectorEnv:

@@ -1,6 +1,6 @@
 """How one actor steps its environments.
 
-`parl_cli.vectorizers.{Serial,Thread,Subprocess,Async,Native}Vectorizer(env_fns, …)` are `gymnasium.vector.VectorEnv`s.
+`parl_cli.vectorizers.{Serial,Thread,Subprocess,Hybrid,Async,Native}Vectorizer(env_fns, …)` are Gymnasium vector envs.
 They are imported when they are asked for, so that a worker process loads only what it runs.
 """
 
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from parl_cli.vectorizers.asynchronous import AsyncVectorizer
     from parl_cli.vectorizers.auto import AutoVectorizer
     from parl_cli.vectorizers.base import Vectorizer
+    from parl_cli.vectorizers.hybrid import HybridVectorizer
     from parl_cli.vectorizers.native import NativeVectorizer
     from parl_cli.vectorizers.serial import SerialVectorizer
     from parl_cli.vectorizers.subprocess import SubprocessVectorizer
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncVectorizer",
     "AutoVectorizer",
+    "HybridVectorizer",
     "NativeVectorizer",
     "SerialVectorizer",
     "SubprocessVectorizer",
@@ -28,6 +30,7 @@ __all__ = [
 _MODULES = {
     "AsyncVectorizer": "asynchronous",
     "AutoVectorizer": "auto",
+    "HybridVectorizer": "hybrid",
     "NativeVectorizer": "native",
     "SerialVectorizer": "serial",
     "SubprocessVectorizer": "subprocess",

@@ -1,8 +1,9 @@
 """`vectorizer=auto`: the vectorizer that is fastest for these envs on this machine, chosen before a run begins.
 
-Only those are candidates that give the same traces: serial, thread and subprocess. First one env is stepped alone and
-a process is woken: where even perfect workers would gain nothing, that is all. Else short interleaved windows decide,
-and leaving serial must pay: processes cost memory, and random actions without learning are the best case for them.
+Only those are candidates that give the same traces: serial, thread, subprocess and hybrid. First one env is stepped
+alone and a process is woken: where even perfect workers would gain nothing, that is all. Else short interleaved windows
+decide, and leaving serial must pay: processes cost memory, and random actions without learning are the best case for
+them.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ class Choice:
 
 
 class AutoVectorizer(Vectorizer):
-    """The fastest of serial, thread and subprocess for these envs: calling it measures, and makes that one instead."""
+    """The fastest of serial, thread, subprocess and hybrid: calling it measures, and makes that one instead."""
 
     @dataclass(frozen=True)
     class Config:
         """`vectorizer=auto`."""
 
-        name: str = option("auto", "serial, thread or subprocess: measured for a second or two before the run begins")
+        name: str = option("auto", "serial, thread, subprocess or hybrid: measured for a second or two before a run")
 
     def __new__(  # type: ignore[misc]
         cls,
@@ -113,8 +114,9 @@ def plain_answer(step: StepCost, wake_s: float, num_envs: int, cores: int) -> st
 def candidates(step: StepCost, num_envs: int, cores: int) -> dict[str, int]:
     """What is measured, with its number of workers: one per core, but more threads for envs that wait."""
     workers = min(cores, num_envs)
-    waiting = min(num_envs, max(workers, MAX_WAITING_THREADS))
-    return {"serial": 1, "thread": waiting if step.cpu_share < WAITS else workers, "subprocess": workers}
+    if step.cpu_share < WAITS:
+        return {"serial": 1, "thread": min(num_envs, max(workers, MAX_WAITING_THREADS)), "subprocess": workers}
+    return {"serial": 1, "thread": workers, "subprocess": workers, "hybrid": workers}
 
 
 def sample_size(step: StepCost, num_envs: int) -> int:

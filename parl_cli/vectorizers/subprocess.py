@@ -41,7 +41,6 @@ from parl_cli.vectorizers.shared import SharedMemory
 from parl_cli.vectorizers.waiting import Waiter, bound_writes
 
 _CLOSE_TIMEOUT_S = 3.0
-_LONGEST_LOOK_S = 50e-6  # of the parent: who looks long looks busy, and the system may put both workers on one core
 _KILL_TIMEOUT_S = 2.0
 
 
@@ -64,6 +63,9 @@ class SubprocessVectorizer(Vectorizer):
         max_restarts: int = option(0, "workers that may fail and be replaced; their envs begin new episodes", ge=0)
         spin_us: float = option(1000.0, "microseconds to look for a call or an answer before sleeping", ge=0, le=1e6)
         context: Literal["spawn", "forkserver"] = option("spawn", "how workers start; forkserver is not on Windows")
+
+    # of the parent: who looks long looks busy, and the system may put both workers on one core
+    _longest_look_s = 50e-6
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class SubprocessVectorizer(Vectorizer):
             raise ConfigError(f"vectorizer.context={context}: {suggest(context, allowed)}")
         self._context: Any = multiprocessing.get_context(context)
         self._spin_us = spin_us
-        self._look_s = min(spin_us * 1e-6, _LONGEST_LOOK_S)
+        self._look_s = min(spin_us * 1e-6, self._longest_look_s)
         self._processes: list[BaseProcess] = []
         self._connections: list[Connection] = []
         self._waiters: list[Waiter] = []  # one per worker
@@ -112,7 +114,7 @@ class SubprocessVectorizer(Vectorizer):
         )
 
     def _launch(self) -> None:
-        payloads = [self._payload(worker) for worker in range(len(self.slices) // self.num_groups)]
+        payloads = [self._payload(worker) for worker in range(self._num_processes)]
         for worker, payload in enumerate(payloads):
             process, connection = self._start_process(worker, payload)
             self._processes.append(process)
@@ -122,6 +124,10 @@ class SubprocessVectorizer(Vectorizer):
         self._lock_step = self.batch_size == self.num_envs
         self._rung = [False] * len(self.slices)
         self._largest = max(map(len, self.slices))
+
+    @property
+    def _num_processes(self) -> int:
+        return len(self.slices) // self.num_groups
 
     def _start_process(self, worker: int, payload: bytes) -> tuple[BaseProcess, Connection]:
         try:

@@ -154,6 +154,7 @@ SUITES = {
         partial(cartpole, 32),
         (
             Asked("subprocess", 1.1),
+            Asked("hybrid", 1.1),
             Asked("subprocess", 8, "AsyncVectorEnv"),
             Asked("serial", 0.85),
             Asked("serial", 1.1, "SyncVectorEnv"),
@@ -162,21 +163,21 @@ SUITES = {
             Asked("native", 0.85, "CartPoleVectorEnv"),
         ),
     ),
-    "cartpole256": Suite("CartPole × 256", partial(cartpole, 256), (Asked("subprocess", 1.45),)),
-    "busy100": Suite("Python env of 100 µs × 32", busy100, (Asked("subprocess", 1.8),)),
+    "cartpole256": Suite("CartPole × 256", partial(cartpole, 256), (Asked("subprocess", 1.45), Asked("hybrid", 1.45))),
+    "busy100": Suite("Python env of 100 µs × 32", busy100, (Asked("subprocess", 1.8), Asked("hybrid", 1.8))),
     # ideal: 16 threads, each as fast as the loop
     "sleep1ms": Suite("Env that sleeps 1 ms × 32", sleep1ms, (Asked("thread, 16 workers", 0.85 * 16),)),
     "halfcheetah": Suite(
         "HalfCheetah × 16",
         halfcheetah,
         (Asked("best", 1.6), Asked("best", 4, "AsyncVectorEnv")),
-        ("thread", "subprocess"),
+        ("thread", "subprocess", "hybrid"),
     ),
     "pong": Suite(
         "Pong, 84 × 84 × 4, × 8",
         pong,
         (Asked("best", 1.6), Asked("best", 1.7, "AsyncVectorEnv"), Asked("native", 0.9, "AtariVectorEnv")),
-        ("thread", "subprocess"),
+        ("thread", "subprocess", "hybrid"),
     ),
     "async": Suite(
         "8 workers, steps of 2 ms, exponential",

@@ -18,7 +18,7 @@ from tests.helpers.cli import TINY, parl
 from tests.helpers.runs import Parl, normalising_config, policy_hash, train
 from tests.helpers.stubs import train_config
 
-CONCRETE = {"serial", "thread", "subprocess"}
+CONCRETE = {"serial", "thread", "subprocess", "hybrid"}
 
 
 def recorded(run):

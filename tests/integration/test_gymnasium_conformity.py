@@ -19,10 +19,22 @@ from gymnasium.wrappers import vector as wrappers
 
 from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv, TwoAgentEnv, counting_seed
 from parl_cli.errors import ConfigError, EnvError, ParlError, WorkerError
-from parl_cli.vectorizers import AsyncVectorizer, SerialVectorizer, SubprocessVectorizer, ThreadVectorizer
+from parl_cli.vectorizers import (
+    AsyncVectorizer,
+    HybridVectorizer,
+    SerialVectorizer,
+    SubprocessVectorizer,
+    ThreadVectorizer,
+)
 
-CLASSES = [SerialVectorizer, ThreadVectorizer, partial(SubprocessVectorizer, num_workers=2), AsyncVectorizer]
-every_class = pytest.mark.parametrize("make", CLASSES, ids=["serial", "thread", "subprocess", "async"])
+CLASSES = [
+    SerialVectorizer,
+    ThreadVectorizer,
+    partial(SubprocessVectorizer, num_workers=2),
+    AsyncVectorizer,
+    partial(HybridVectorizer, num_workers=2),
+]
+every_class = pytest.mark.parametrize("make", CLASSES, ids=["serial", "thread", "subprocess", "async", "hybrid"])
 here_and_elsewhere = pytest.mark.parametrize("make", [CLASSES[0], CLASSES[2]], ids=["serial", "subprocess"])
 
 

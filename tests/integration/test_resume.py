@@ -60,6 +60,7 @@ def assert_same_run(mine, other):
         (CARTPOLE, "serial", 8),
         (CARTPOLE, "thread", 5),
         (CARTPOLE, "subprocess", 8),
+        (CARTPOLE, "hybrid", 5),
         (PENDULUM, "serial", 8),
         (PENDULUM, "thread", 8),
         (PENDULUM, "subprocess", 3),

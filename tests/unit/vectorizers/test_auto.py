@@ -50,8 +50,8 @@ def test_an_env_that_waits_gains_from_threads_on_one_core_too():
 
 
 def test_an_env_that_computes_gets_one_worker_per_core():
-    assert auto.candidates(HEAVY, 32, 4) == {"serial": 1, "thread": 4, "subprocess": 4}
-    assert auto.candidates(HEAVY, 3, 4) == {"serial": 1, "thread": 3, "subprocess": 3}
+    assert auto.candidates(HEAVY, 32, 4) == {"serial": 1, "thread": 4, "subprocess": 4, "hybrid": 4}
+    assert auto.candidates(HEAVY, 3, 4) == {"serial": 1, "thread": 3, "subprocess": 3, "hybrid": 3}
 
 
 def test_envs_that_are_slow_to_make_or_to_step_are_sampled():
@@ -130,15 +130,15 @@ def test_a_plain_answer_is_given_without_a_race(measured):
 
 
 def test_else_a_race_decides(measured):
-    asked = measured(HEAVY, {"serial": 1.0, "thread": 1.2, "subprocess": 1.9})
+    asked = measured(HEAVY, {"serial": 1.0, "thread": 1.2, "subprocess": 1.7, "hybrid": 1.9})
     choice = auto.choose([CountingEnv] * 16)
-    assert asked["race"] == ["serial", "thread", "subprocess"]
-    assert (choice.name, choice.options) == ("subprocess", {"num_workers": 2})
+    assert asked["race"] == ["serial", "thread", "subprocess", "hybrid"]
+    assert (choice.name, choice.options) == ("hybrid", {"num_workers": 2})
     assert choice.reason == "2 workers have 1.90 × the speed of serial (a step costs 350 µs, a wake-up 20 µs)"
 
 
 def test_the_reason_says_where_only_some_envs_were_measured(measured):
-    measured(dataclasses.replace(HEAVY, make_s=0.1), {"serial": 1.0, "thread": 1.0, "subprocess": 1.0})
+    measured(dataclasses.replace(HEAVY, make_s=0.1), dict.fromkeys(("serial", "thread", "subprocess", "hybrid"), 1.0))
     assert ", 5 of 16 envs measured)" in auto.choose([CountingEnv] * 16).reason
 
 
