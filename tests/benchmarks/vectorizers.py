@@ -1,13 +1,14 @@
 """How fast each vectorizer steps, beside bare envs in a loop and other vector envs, in interleaved rounds.
 
-    python tests/benchmarks/vectorizers.py [--suite cartpole32 busy100 …] [--seconds 0.5] [--rounds 7] [--install]
+    python tests/benchmarks/vectorizers.py [--suite cartpole32 busy100 …] [--seconds 0.1] [--rounds 35] [--install]
 
 Prints a Markdown table per suite: median steps/s, the ratio to *raw* (bare env objects stepped in a Python loop in
 one process) of the same round, the CPU time that all processes together spend on a step, and beside it the ratio that
 is asked for. Nothing is asserted: figures depend on the machine, and on what else runs there; the ratios of one run
-hold better. Above them stands how much all cores together compute, beside one: what no ratio to raw can exceed where
-steps compute. Virtual cores are often halves of one. `--install` makes a virtual environment in a temporary folder,
-installs this checkout, the envs' extras and the peers there, and measures in it.
+hold better, the more so the shorter its windows and the more of them. Virtual cores are often halves of one, so two may
+do little more than one does alone: the row "raw, a process per core" is what such loops do at once that have nothing to
+say to each other. `--install` makes a virtual environment in a temporary folder, installs this checkout, the envs'
+extras and the peers there, and measures in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 import venv
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # for `tests`; last, so that an installed parl is the one that is measured
 
+PER_CORE = "raw, a process per core"
 PEERS = ("ale-py>=0.10", "opencv-python-headless>=4.8")
 
 
@@ -60,8 +61,10 @@ def cartpole(num_envs: int) -> dict[str, Callable[[], Any]]:
     from tests.benchmarks import peers
 
     ours, theirs = [peers.as_configured("CartPole-v1")] * num_envs, [peers.gymnasium_made("CartPole-v1")] * num_envs
+    bare = [partial(peers.bare, "CartPole-v1")] * num_envs
     return {
-        "raw": partial(peers.Raw, [partial(peers.bare, "CartPole-v1")] * num_envs),
+        "raw": partial(peers.Raw, bare),
+        PER_CORE: partial(peers.RawPerCore, bare),
         **{name: partial(peers.runner, name, ours) for name in _names()},
         "serial, Gymnasium's face": partial(peers.face, "serial", ours),
         "subprocess, Gymnasium's face": partial(peers.face, "subprocess", ours),
@@ -77,6 +80,7 @@ def busy100() -> dict[str, Callable[[], Any]]:
     envs = [peers.busy] * 32
     return {
         "raw": partial(peers.Raw, envs),
+        PER_CORE: partial(peers.RawPerCore, envs),
         **{name: partial(peers.runner, name, envs) for name in _names() if name != "native"},
         "AsyncVectorEnv": partial(peers.asynchronous, envs),
     }
@@ -99,8 +103,10 @@ def halfcheetah() -> dict[str, Callable[[], Any]]:
     from tests.benchmarks import peers
 
     ours, theirs = [peers.as_configured("HalfCheetah-v5")] * 16, [peers.gymnasium_made("HalfCheetah-v5")] * 16
+    bare = [partial(peers.bare, "HalfCheetah-v5")] * 16
     return {
-        "raw": partial(peers.Raw, [partial(peers.bare, "HalfCheetah-v5")] * 16, limit=1000),
+        "raw": partial(peers.Raw, bare, limit=1000),
+        PER_CORE: partial(peers.RawPerCore, bare, limit=1000),
         **{name: partial(peers.runner, name, ours) for name in _names() if name != "native"},
         "SyncVectorEnv": partial(peers.sync, theirs),
         "AsyncVectorEnv": partial(peers.asynchronous, theirs),
@@ -122,6 +128,7 @@ def pong() -> dict[str, Callable[[], Any]]:
 
     return {
         "raw": partial(peers.Raw, envs),
+        PER_CORE: partial(peers.RawPerCore, envs),
         **{name: partial(peers.runner, name, envs) for name in _names() if name != "native"},
         "native": native,
         "SyncVectorEnv": partial(peers.sync, envs),
@@ -233,28 +240,6 @@ def measure(suite: Suite, seconds: float, rounds: int) -> tuple[dict[str, Row], 
     return rows, missing, statistics.mean(shares)
 
 
-_COUNT = """
-import sys, time
-count, starts = 0, float(sys.argv[1])
-while time.time() < starts:
-    pass
-while time.time() < starts + 0.3:
-    count += 1
-print(count)
-"""
-
-
-def cores_together(processes: int, repeats: int = 5) -> float:
-    """How much some processes compute that do so at once, in what one does alone: the median of some tries."""
-
-    def counted(number: int) -> int:
-        command = [sys.executable, "-I", "-S", "-c", _COUNT, str(time.time() + 0.3)]
-        running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(number)]
-        return sum(int(process.communicate()[0]) for process in running)
-
-    return statistics.median(counted(processes) / counted(1) for _ in range(repeats))
-
-
 def _say(text: str) -> None:
     """Progress, on a terminal."""
     if sys.stderr.isatty():
@@ -355,8 +340,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [*SUITES, MEMORY]
     parser.add_argument("--suite", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
-    parser.add_argument("--seconds", type=float, default=0.5, help="of one window (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=7, help="windows of each peer (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of one window (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=35, help="windows of each peer (default: %(default)s)")
     parser.add_argument("--install", action="store_true", help="measure in a virtual environment made for it")
     options = parser.parse_args()
     if options.install:
@@ -370,7 +355,6 @@ def main() -> int:
 
     versions = f"parl {__version__}, Gymnasium {gymnasium.__version__}, numpy {numpy.__version__}"
     print(f"{versions}, Python {sys.version.split()[0]}, {available_cores()} cores")
-    print(f"all cores together compute {cores_together(available_cores()):.2f} × what one does alone")
     print(f"median of {options.rounds} rounds of {options.seconds:g} s, in turns\n")
     for name in options.suite:
         if name == MEMORY:
