@@ -53,11 +53,18 @@ def make_search(context: HydraContext, sweep: DictConfig, overrides: Sequence[Ov
         "overrides": shown(fixed),
         "choices": choices,
         "changes": difference(config, _composed(context, choices)),
+        "config_dir": _config_dir(context),
     }
     argv = ["parl", "train", "-m", *sweep.hydra.overrides.hydra, *sweep.hydra.overrides.task]
     ledger = Ledger(folder, argv, options, list(job.config.plugins), base=base)
     ledger.save()
     return ledger
+
+
+def _config_dir(context: HydraContext) -> str | None:
+    """The folder that `--config-dir` named: what was chosen may be there, and nowhere else."""
+    places = context.config_loader.get_search_path().get_path()
+    return next((place.path.removeprefix("file://") for place in places if place.provider == "--config-dir"), None)
 
 
 def _space(options: SearchConfig, overrides: Sequence[Override]) -> dict[str, str | None]:

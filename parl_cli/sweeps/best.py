@@ -39,6 +39,8 @@ def print_search(search: Search) -> None:
     file = write_best(search, best[0])
     console.print_line(f"best config: {console.short_path(file)}")
     train = ["parl", "train", "experiment=best", "--config-dir", console.short_path(ledger.path)]
+    if config_dir := ledger.base.get("config_dir"):
+        train.append(f"hydra.searchpath=['file://{config_dir}']")
     console.print_line(f"  train it   {console.command_line(train, ledger.plugins)}")
 
 

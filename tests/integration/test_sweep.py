@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import time
 
@@ -159,3 +160,19 @@ def test_a_killed_search_goes_on_and_its_best_is_an_experiment(tmp_path):
     assert again.returncode == 0, again.stderr
     best = max(jobs, key=lambda job: job["result"]["values"][0])
     assert yaml.safe_load(again.stdout)["algo"]["gamma"] == pytest.approx(best["params"]["algo.gamma"], abs=1e-6)
+
+
+def test_the_best_of_a_search_is_trained_with_what_the_search_found_in_its_config_dir(tmp_path):
+    mine = tmp_path / "of my own" / "env"
+    mine.mkdir(parents=True)
+    (mine / "mine.yaml").write_text("id: CartPole-v1\nmax_episode_steps: 50\n")
+    space = ("sweep=search", "algo.gamma=interval(0.5,1)", "sweep.num_trials=1", "hydra.sweep.dir=sweep")
+    config_dir = ("--config-dir", "of my own")
+    done = parl("train", "-m", *config_dir, "env=mine", *TINY[1:3], *TINY[4:], *space, "total_steps=160", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    command = "".join(done.stdout.partition("train it")[2].split("\n"))
+    words = shlex.split(command.partition("parl ")[2])
+    assert words[:2] == ["train", "experiment=best"]
+    again = parl(*words, "--cfg", "job", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert yaml.safe_load(again.stdout)["env"]["max_episode_steps"] == 50
