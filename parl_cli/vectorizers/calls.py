@@ -160,7 +160,8 @@ class WorkerCalls:
                 self._deadlines[other] = max(self._deadlines[other], time.monotonic() + self.step_timeout_s)
 
     def _raise_error(self) -> None:
-        error = self._errors[min(self._errors)]  # not the first to come in, which is chance
+        # not the first to come in, which is chance; but Ctrl-C before all
+        error = min(self._errors.items(), key=lambda item: (isinstance(item[1], Exception), item[0]))[1]
         self._errors.clear()
         self._results = [None] * len(self.slices)
         self._answered()
@@ -197,7 +198,8 @@ class WorkerCalls:
         error = WorkerError(f"worker {worker} ({span(self._envs_of(worker))}) {what}")
         if self._replace(worker, error):
             return
-        said = [self._errors[section] for section in self._sections_of(worker) if section in self._errors]
+        said = [error for error in self._errors.values() if not isinstance(error, Exception)]  # Ctrl-C
+        said += [self._errors[section] for section in self._sections_of(worker) if section in self._errors]
         with contextlib.suppress(EnvError):  # an env that complains while it is closed is not the news
             self.close()
         if said:  # it could not make its envs, say, and ended

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from parl_cli.config import option
-from parl_cli.errors import EnvError
+from parl_cli.errors import ConfigError, EnvError
 from parl_cli.vectorizers.base import EnvFn
 from parl_cli.vectorizers.calls import Reply
 from parl_cli.vectorizers.carry_out import carry_out
@@ -36,6 +36,8 @@ class HybridVectorizer(SubprocessVectorizer):
 
         name: str = option("hybrid", "worker processes, and a share of the envs in the actor's own process")
         num_workers: int | None = option(None, "shares, one of them here; null: one per core", ge=1)
+        step_timeout_s: float = option(60.0, "seconds a process may take for one step of its envs", gt=0)
+        max_restarts: int = option(0, "processes that may fail and be replaced; not the share here", ge=0)
 
     _longest_look_s = math.inf  # nobody else wants the core of this process
 
@@ -45,7 +47,12 @@ class HybridVectorizer(SubprocessVectorizer):
         Args:
             env_fns: one factory per env.
             **options: see `SubprocessVectorizer`; this process is one of the `num_workers`.
+
+        Raises:
+            ConfigError: `num_groups`, which only processes can have.
         """
+        if options.get("num_groups", 1) != 1:
+            raise ConfigError(f"num_groups={options['num_groups']}: a share here has no parts; use AsyncVectorizer")
         self._jobs: deque[tuple[str, tuple]] = deque()  # what was asked of the envs here
         super().__init__(env_fns, **options)
 
@@ -81,7 +88,10 @@ class HybridVectorizer(SubprocessVectorizer):
         method, args = self._jobs.popleft()
         try:
             return [(self._here, carry_out(getattr(self._plans, method)(*args)))]
-        except BaseException as error:  # raised by whoever waits for the answer, once the others have given theirs
+        except BaseException as error:
+            if not self._started and not isinstance(error, Exception):
+                raise  # Ctrl-C: nothing is there yet that could be used on
+            # raised by whoever waits for the answer, once the others have given theirs
             return [(self._here, error)]
 
     def _replace(self, worker: int, error: Exception) -> bool:

@@ -118,8 +118,7 @@ def _serve_raw(pipe: Connection, env_fns: Sequence[EnvFn], limit: int | None) ->
     with contextlib.suppress(EOFError):
         while True:
             starts, seconds = pipe.recv()
-            while time.time() < starts:
-                pass
+            time.sleep(max(0.0, starts - time.time()))
             pipe.send(raw.run(seconds))
     raw.close()
 

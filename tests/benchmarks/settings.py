@@ -33,6 +33,7 @@ ENVS = {  # how it is chosen, and how many steps are a few seconds
 SETTINGS = {
     "actors=inline vectorizer=serial": [],
     "actors=inline vectorizer=subprocess": [],
+    "actors=inline vectorizer=hybrid": [],
     "actors=process actors.num_actors=1": ["vectorizer=serial"],
     "actors=process actors.num_actors=2": ["vectorizer=serial"],
     "actors=process actors.num_actors=4": ["vectorizer=serial"],

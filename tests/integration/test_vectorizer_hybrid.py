@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from parl_cli.envs.toy import CountingEnv, FaultyEnv, SleepEnv
-from parl_cli.errors import EnvError, WorkerError
+from parl_cli.errors import ConfigError, EnvError, WorkerError
+from parl_cli.vectorizers import HybridVectorizer
 from tests.helpers.vectorizers import make
 
 ACTIONS = np.zeros(4, np.int64)
@@ -24,6 +25,13 @@ class InterruptedEnv(CountingEnv):
         if self.steps == 2:
             raise KeyboardInterrupt
         return super().step(action)
+
+
+class UnmadeEnv(CountingEnv):
+    """Ctrl-C comes while it is made."""
+
+    def __init__(self):
+        raise KeyboardInterrupt
 
 
 class ComplainingEnv(CountingEnv):
@@ -119,6 +127,36 @@ def test_ctrl_c_here_is_raised_when_the_workers_have_answered():
     vectorizer.begin()
     assert step(vectorizer).mask.all()
     vectorizer.close()
+
+
+def test_ctrl_c_here_is_raised_before_what_a_worker_has_to_tell():
+    vectorizer = hybrid([partial(FaultyEnv, raise_at=1), InterruptedEnv])
+    vectorizer.begin()
+    step(vectorizer)
+    with pytest.raises(KeyboardInterrupt):
+        step(vectorizer)
+    vectorizer.close()
+
+
+def test_ctrl_c_here_is_raised_though_a_worker_dies_as_well():
+    vectorizer = hybrid([partial(FaultyEnv, kill_at=1), InterruptedEnv])
+    vectorizer.begin()
+    step(vectorizer)
+    with pytest.raises(KeyboardInterrupt):
+        step(vectorizer)
+    assert vectorizer.closed
+
+
+def test_ctrl_c_while_envs_are_made_here_does_not_wait_for_the_workers():
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        hybrid([partial(FaultyEnv, hang_at=0, hang_s=60, where="init"), UnmadeEnv])
+    assert time.monotonic() - began < 15
+
+
+def test_groups_are_refused():
+    with pytest.raises(ConfigError, match="num_groups=2: a share here has no parts"):
+        HybridVectorizer([CountingEnv] * 4, num_groups=2)
 
 
 @pytest.mark.parametrize("where", [0, 1])
