@@ -131,6 +131,7 @@ def require(values: Mapping[str, Any], given: Sequence[str], ask: Callable[[str]
     needed = values.get("plugins") or []
     if not isinstance(needed, list) or not all(isinstance(name, str) and is_module_name(name) for name in needed):
         raise CheckpointError(f"plugins={needed}: must be a list of module names; the file was tampered with")
+    load_installed()  # who comes from Python, and composed nothing, has not done so
     load(given)
     if not {plugin.module for plugin in loaded()}.issuperset(needed):
         raise ConfigError(

@@ -162,7 +162,8 @@ def evaluate(
         policy.train(was_training)
     if cut_off := int((lengths == LONGEST_EPISODE).sum()):
         log.warning(
-            "evaluation: %d of %d episodes were cut off after %s steps; eval.max_episode_steps sets another limit",
+            "evaluation: %d of %d episodes were cut off after %s steps; "
+            "eval.max_episode_steps (of parl eval: max_episode_steps) sets another limit",
             *(cut_off, episodes, f"{LONGEST_EPISODE:,}"),
         )
     return Evaluation(returns, lengths)

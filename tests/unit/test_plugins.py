@@ -200,6 +200,14 @@ def test_an_installed_plugin_need_not_be_named_again(module, monkeypatch):
     plugins.require({"plugins": ["parl_test_installed"]}, [], ask)
 
 
+def test_an_installed_plugin_is_found_by_who_composed_nothing(module, monkeypatch):
+    """`Experiment.load` in a fresh process."""
+    module("parl_test_unasked", "")
+    plugins.search_working_directory()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [Entry("parl_test_unasked")])
+    plugins.require({"plugins": ["parl_test_unasked"]}, [], ask)
+
+
 @pytest.mark.parametrize("names", [7, "os", ["a", 1], ["a'; rm -rf ~ '"], ["../x"], ["a b"], [""]])
 def test_plugins_of_a_file_that_are_no_module_names_are_tampering(names):
     with pytest.raises(CheckpointError, match="tampered"):

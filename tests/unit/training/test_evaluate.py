@@ -161,7 +161,10 @@ def test_every_evaluation_ends(env_id, trained, asked, length, endless, monkeypa
         assert evaluate(policy, vectorizer, 3).lengths.tolist() == [length] * 3
     finally:
         vectorizer.close()
-    told = "evaluation: 3 of 3 episodes were cut off after 20 steps; eval.max_episode_steps sets another limit"
+    told = (
+        "evaluation: 3 of 3 episodes were cut off after 20 steps; "
+        "eval.max_episode_steps (of parl eval: max_episode_steps) sets another limit"
+    )
     assert (told in caplog.text) is (length == 20)
 
 
