@@ -43,15 +43,7 @@ TINY = ["env=cartpole", "seed=3", *CLI_TINY]
 TWO = [*TINY, "num_policies=2"]
 DIFFERENT = ["policies.1.algo.learning_rate=1e-2", "policies.1.policy.hidden_sizes=[4]"]
 
-pytestmark = pytest.mark.usefixtures("forked_actors")
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    """An empty working directory."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
+pytestmark = pytest.mark.usefixtures("workplace", "forked_actors")
 
 
 def trained(*overrides, updates=6):

@@ -129,22 +129,15 @@ def test_ctrl_c_here_is_raised_when_the_workers_have_answered():
     vectorizer.close()
 
 
-def test_ctrl_c_here_is_raised_before_what_a_worker_has_to_tell():
-    vectorizer = hybrid([partial(FaultyEnv, raise_at=1), InterruptedEnv])
+@pytest.mark.parametrize(("fault", "closed"), [({"raise_at": 1}, False), ({"kill_at": 1}, True)])
+def test_ctrl_c_here_is_raised_before_what_becomes_of_a_worker(fault, closed):
+    vectorizer = hybrid([partial(FaultyEnv, **fault), InterruptedEnv])
     vectorizer.begin()
     step(vectorizer)
     with pytest.raises(KeyboardInterrupt):
         step(vectorizer)
+    assert vectorizer.closed is closed
     vectorizer.close()
-
-
-def test_ctrl_c_here_is_raised_though_a_worker_dies_as_well():
-    vectorizer = hybrid([partial(FaultyEnv, kill_at=1), InterruptedEnv])
-    vectorizer.begin()
-    step(vectorizer)
-    with pytest.raises(KeyboardInterrupt):
-        step(vectorizer)
-    assert vectorizer.closed
 
 
 def test_ctrl_c_while_envs_are_made_here_does_not_wait_for_the_workers():
